@@ -44,16 +44,19 @@ def style(
     **kw,      # anything else for matplotlib; wins over the method's own
 ) -> dict:     # colour, marker, label and `kw`, ready for `ax.plot(x, y, **style(...))`
     "The colour, marker and label of a method."
-    if name not in METHODS: raise ValueError(f'no method named {name!r}; METHODS has {", ".join(METHODS)}')
+    if name not in METHODS:
+        raise ValueError(f'no method named {name!r}; METHODS has {", ".join(METHODS)}')
     return METHODS[name]._asdict() | kw
 
 # %% ../../nbs/0_foundations/010_plots.ipynb #export-use-style
-_RC = {'figure.figsize': (6, 3.2), 'figure.dpi': 100, 'savefig.dpi': 100, 'figure.constrained_layout.use': True,
+_CYCLE = [OKABE_ITO[c] for c in 'blue vermilion green orange purple sky black'.split()]
+_RC = {'figure.figsize': (6, 3.2), 'figure.dpi': 100, 'savefig.dpi': 100,
+       'figure.facecolor': 'white', 'figure.constrained_layout.use': True,
        'font.size': 9, 'axes.titlesize': 10, 'axes.titlelocation': 'left', 'axes.titleweight': 'bold',
        'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True,
        'grid.color': '#dddddd', 'grid.linewidth': .6, 'legend.frameon': False,
-       'lines.linewidth': 1.6, 'lines.markersize': 5, 'image.cmap': 'cividis', 'figure.facecolor': 'white',
-       'axes.prop_cycle': mpl.cycler(color=[OKABE_ITO[c] for c in 'blue vermilion green orange purple sky black'.split()])}
+       'lines.linewidth': 1.6, 'lines.markersize': 5, 'image.cmap': 'cividis',
+       'axes.prop_cycle': mpl.cycler(color=_CYCLE)}
 
 def use_style() -> None:
     "Make every figure of this process six inches wide, at 100 dpi, in the book's colours."
@@ -73,13 +76,14 @@ def label_end(
     seen = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     if not len(seen): return
     last = x[seen[-1]], y[seen[-1]]
-    ax.annotate(text, last, xytext=(6, dy), textcoords='offset points', color=color, va='center', annotation_clip=False)
+    ax.annotate(text, last, xytext=(6, dy), textcoords='offset points',
+                color=color, va='center', annotation_clip=False)
 
 # %% ../../nbs/0_foundations/010_plots.ipynb #export-remaining-axis
 def remaining_axis(
     ax: Axes, # its x values are fractions in (0, 1]
 ) -> None:
-    "Show x as weights remaining: percent, log scale, 100 % at the left. Frankle & Carbin (2019), figures."
+    "Weights remaining along x: percent, log scale, 100 % at the left. Frankle & Carbin (2019)."
     ax.set_xscale('log')
     ax.xaxis.set_inverted(True)
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -92,11 +96,11 @@ def remaining_axis(
 _ENOUGH = 5  # seeds; below this a t interval is wider than the points it summarises
 
 def _mean_and_half_width(ys):
-    "Mean over seeds and half the 95 % t interval, both `(x,)`; NaN where fewer than `_ENOUGH` seeds were measured."
+    "Mean over seeds and half the 95 % t interval, both `(x,)`; NaN below `_ENOUGH` seeds."
     from scipy.stats import t
-    n     = np.isfinite(ys).sum(0)
-    some  = np.where(n >= _ENOUGH, n, np.nan)      # dividing by NaN: no claim where data are few
-    mean  = np.nansum(ys, 0) / some
+    n      = np.isfinite(ys).sum(0)
+    some   = np.where(n >= _ENOUGH, n, np.nan)     # dividing by NaN: no claim where data are few
+    mean   = np.nansum(ys, 0) / some
     spread = np.sqrt(np.nansum((ys - mean) ** 2, 0) / (some - 1))
     return mean, t.ppf(.975, some - 1) * spread / np.sqrt(some)
 
@@ -105,26 +109,27 @@ def _seeds_by_x(ys, x):
     "`ys` as floats `(seeds, x)`, checked against the axis."
     ys = np.atleast_2d(np.asarray(ys, float))
     if ys.shape[-1] != len(x) or ys.ndim != 2 or not ys.size:
-        raise ValueError(f'ys has shape {ys.shape}; expected (seeds, {len(x)}), one row for each seed')
+        raise ValueError(f'ys has shape {ys.shape}; expected (seeds, {len(x)}), a row for each seed')
     return ys
 
 def curve(
     ax: Axes,             # where to draw
     x: Sequence,          # (x,) shared by all seeds
-    ys: Sequence,         # (seeds, x) one row for each seed, NaN where not measured; or (x,) for one seed
+    ys: Sequence,         # (seeds, x), NaN where not measured; or (x,) for one seed
     method: str,          # a key of `METHODS`
     end: bool = True,     # write the label at the end of the line?
     **kw,                 # for the bold line, such as `label`; `dy` shifts the end label (points)
 ) -> np.ndarray:          # (x,) the mean over seeds, NaN where there are fewer than five
-    "Thin line for each seed, bold mean and 95 % t interval; below five seeds the points only. Student (1908)."
+    "Thin line a seed, bold mean, 95 % t interval; below five seeds points only. Student (1908)."
     x, dy, look = np.asarray(x, float), kw.pop('dy', 0), style(method, **kw)
     ys = _seeds_by_x(ys, x)
     mean, half = _mean_and_half_width(ys)
     few, color = np.isnan(mean), look['color']
     ax.plot(x, ys.T, color=color, lw=.6, alpha=.45)
-    ax.plot(x, np.where(few, ys, np.nan).T, color=color, marker=look['marker'] or '_', ls='', ms=4)
+    points = np.where(few, ys, np.nan).T
+    ax.plot(x, points, color=color, marker=look['marker'] or '_', ls='', ms=4)
     ax.plot(x, mean, **{'lw': 2.2, **look})
-    ax.fill_between(x, mean - half, mean + half, color=color, alpha=.15, lw=0)
+    ax.fill_between(x, mean - half, mean + half, color=color, alpha=.22, lw=0)
     if end: label_end(ax, x, np.where(few, _any_mean(ys), mean), look['label'], color, dy)
     return mean
 
@@ -140,8 +145,8 @@ def caption(
     more: str = '',    # anything to add
 ) -> str:              # the sentence
     "Say under a figure what its lines and bands are."
-    text = ('One seed.' if seeds == 1 else f'{seeds} seeds, each drawn; too few for an interval.' if seeds < _ENOUGH else
-            f'Thin: {seeds} seeds. Bold: their mean. Band: 95 % t interval of the mean.')
+    if seeds >= _ENOUGH: text = f'Thin: {seeds} seeds. Bold: their mean. Band: 95 % t interval of the mean.'
+    else: text = 'One seed.' if seeds == 1 else f'{seeds} seeds, each drawn; too few for an interval.'
     text = f'{text} {more}'.strip()
     fig.supxlabel(text, x=.01, ha='left', fontsize=8, color='#555555')
     return text
@@ -156,25 +161,25 @@ def baseline(
     "A dashed level across the axis with its name on it."
     look = METHODS[method] if method in METHODS else style(method)
     ax.axhline(y, color=look.color, ls='--', lw=1)
-    ax.annotate(look.label if text is None else text, (0, y), xycoords=('axes fraction', 'data'),
-                xytext=(3, 2), textcoords='offset points', color=look.color, va='bottom', fontsize=8)
+    ax.annotate(look.label if text is None else text, (1, y), xycoords=('axes fraction', 'data'),
+                xytext=(-2, 2), textcoords='offset points', color=look.color, va='bottom', ha='right', fontsize=8)
 
 # %% ../../nbs/0_foundations/010_plots.ipynb #export-save-picture
 def save_picture(
     fig: Figure,       # any matplotlib figure
     path: str | Path,  # ends in `.png`; missing folders are made
 ) -> Path:             # where it lies
-    "Write a figure as PNG, whole or not at all; an older picture stays until the new one is complete."
+    "Write a figure as PNG, whole or not at all; until then an older picture stays."
     path = Path(path)
     if path.suffix != '.png': raise ValueError(f'pictures are saved as .png, not as {path.name!r}')
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-', suffix='.part')
     try:
         with os.fdopen(handle, 'wb') as f:
-            fig.savefig(f, format='png', metadata={'Software': None})  # no version: same figure, same bytes
-        os.chmod(part, 0o644)                                           # mkstemp makes it private
+            fig.savefig(f, format='png', metadata={'Software': None})  # no version number in the file
+        os.chmod(part, 0o644)                                          # mkstemp makes it private
         os.replace(part, path)
-    except BaseException:                                               # Ctrl-C too
+    except BaseException:                                              # Ctrl-C too
         Path(part).unlink(missing_ok=True)
         raise
     return path
