@@ -10,7 +10,7 @@ import warnings
 from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
-from .masks import check_masks
+from .masks import check_masks, kept
 
 # %% ../../nbs/2_pruning/220_allocation.ipynb #export-keep-top
 def keep_top(
@@ -51,8 +51,9 @@ def _check(
         if name not in scores: raise ValueError(f'no scores for {name!r}; there are scores for {", ".join(scores)}')
         if scores[name].shape != mask.shape:
             raise ValueError(f'scores of {name!r} have shape {tuple(scores[name].shape)}, its mask {tuple(mask.shape)}')
-        bad = int((scores[name].isnan() & mask.to(scores[name].device)).sum())
-        if bad: raise ValueError(f'{bad} scores of {name!r} are NaN: did training diverge?')
+        bad = scores[name].isnan()
+        if bad.any() and (bad := bad & mask.to(bad.device)).any():          # the second look only where the first found some
+            raise ValueError(f'{int(bad.sum())} scores of {name!r} are NaN: did training diverge?')
 
 def _warn_if_gone(
     before: dict[str, Tensor],     # bool masks
@@ -90,12 +91,27 @@ def per_layer(
     _check(scores, masks, prune_rate)
     rates, new = _layer_rates(list(masks), prune_rate, scale), {}
     for name, mask in masks.items():
-        alive = int(mask.sum())
+        alive = int(mask.count_nonzero())
         count = alive - round(rates[name]*alive)
         new[name] = keep_top(scores[name], mask, max(count, min(alive, min_kept)))
     return _warn_if_gone(masks, new)
 
 # %% ../../nbs/2_pruning/220_allocation.ipynb #export-global
+def _with_reserve(
+    keep: Tensor,                              # (n,) bool: the choice without a reserve
+    ranks: Tensor,                             # (n,) all scores in a row
+    scores: dict[str, Tensor],                 # the same by name
+    masks: dict[str, Tensor],                  # bool, what is alive
+    min_kept: int,                             # weights a layer keeps in any case, if it has them
+) -> Tensor:                                   # (n,) bool, as many True as `keep`
+    "Each layer's best first, then the best of the rest."
+    safe = torch.cat([keep_top(scores[name], mask, min(min_kept, n)).reshape(-1)
+                      for (name, mask), n in zip(masks.items(), kept(masks).values())])
+    count, sure = int(keep.count_nonzero()), int(safe.count_nonzero())
+    if sure > count: raise ValueError(f'min_kept={min_kept} asks for {sure} weights, but only {count} are to be kept')
+    alive = torch.cat([mask.reshape(-1) for mask in masks.values()])
+    return safe | keep_top(ranks, alive & ~safe, count - sure)
+
 def global_(
     scores: dict[str, Tensor],                 # higher is kept, comparable between layers
     masks: dict[str, Tensor],                  # bool, what is alive
@@ -106,13 +122,10 @@ def global_(
     _check(scores, masks, prune_rate)
     alive = torch.cat([mask.reshape(-1) for mask in masks.values()])
     ranks = torch.cat([scores[name].detach().reshape(-1) for name in masks])
-    total = int(alive.sum())
+    total = int(alive.count_nonzero())
     count = total - round(prune_rate*total)
-    safe  = torch.zeros_like(alive)
-    if min_kept:
-        safe = torch.cat([keep_top(scores[name], mask, min(min_kept, int(mask.sum()))).reshape(-1) for name, mask in masks.items()])
-        if safe.sum() > count: raise ValueError(f'min_kept={min_kept} asks for {int(safe.sum())} weights, but only {count} are to be kept')
-    keep = safe | keep_top(ranks, alive & ~safe, count - int(safe.sum()))
+    keep  = keep_top(ranks, alive, count)
+    if min_kept: keep = _with_reserve(keep, ranks, scores, masks, min_kept)
     parts = keep.split([mask.numel() for mask in masks.values()])
     return _warn_if_gone(masks, {name: part.reshape(masks[name].shape) for name, part in zip(masks, parts)})
 
@@ -142,7 +155,7 @@ def erk(
 ) -> dict[str, Tensor]:                        # bool masks, part of `masks`
     "Keep weights in proportion to the sum of a layer's dimensions. Erdős–Rényi kernel: Evci et al. (2020), §3."
     _check(scores, masks, prune_rate)
-    limits = [int(mask.sum()) for mask in masks.values()]
+    limits = [int(mask.count_nonzero()) for mask in masks.values()]
     total  = sum(limits)
     counts = _share_out(total - round(prune_rate*total), [sum(mask.shape) for mask in masks.values()], limits)
     return _warn_if_gone(masks, {name: keep_top(scores[name], mask, count) for (name, mask), count in zip(masks.items(), counts)})

@@ -111,7 +111,7 @@ def kept(
     masks: dict[str, Tensor],                     # bool, True is kept
 ) -> dict[str, int]:                              # weights kept in each layer
     "How many weights each mask keeps."
-    return {name: int(mask.sum()) for name, mask in masks.items()}
+    return {name: int(mask.count_nonzero()) for name, mask in masks.items()}
 
 def remaining(
     masks: dict[str, Tensor],                     # bool, True is kept
@@ -128,7 +128,7 @@ def distance(
     if a.keys() != b.keys(): raise ValueError(f'masks of different weights: {", ".join(sorted(a.keys() ^ b.keys()))} in one only')
     for name in a:
         if a[name].shape != b[name].shape: raise ValueError(f'masks {name!r} differ in shape: {tuple(a[name].shape)} and {tuple(b[name].shape)}')
-    return sum(int((a[name] ^ b[name]).sum()) for name in a)/max(1, sum(mask.numel() for mask in a.values()))
+    return sum(int((a[name] ^ b[name]).count_nonzero()) for name in a)/max(1, sum(mask.numel() for mask in a.values()))
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-apply
 @torch.no_grad()
@@ -150,7 +150,7 @@ def report(
     check_masks(masks, net)
     notes, rows = _notes(net), []
     for name, p in net.named_parameters():
-        n = int(masks[name].sum()) if name in masks else p.numel()
+        n = int(masks[name].count_nonzero()) if name in masks else p.numel()
         note = ('no weight left' if not n else '') if name in masks else notes[name] or 'excluded'
         rows.append(dict(name=name, shape=tuple(p.shape), weights=p.numel(), kept=n, remaining=n/max(1, p.numel()), note=note))
     return rows
