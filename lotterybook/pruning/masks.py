@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-# %% ../../nbs/2_pruning/200_masks.ipynb #export-prunable
+# %% ../../nbs/2_pruning/200_masks.ipynb #export-where
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 def _owners(
@@ -40,6 +40,7 @@ def _why_out(
     if place.endswith('weight') and isinstance(module, _LINEAR): return ''
     return f'belongs to {type(module).__name__}'
 
+# %% ../../nbs/2_pruning/200_masks.ipynb #export-patterns
 def _matching(
     patterns: str | Iterable[str],                # of parameter names, as in `('output.*',)`
     names: Collection[str],                       # all there are
@@ -64,6 +65,7 @@ def _notes(
     notes |= dict.fromkeys(_matching(include, params, 'include'), '')
     return notes | dict.fromkeys(_matching(exclude, params, 'exclude'), 'excluded')
 
+# %% ../../nbs/2_pruning/200_masks.ipynb #export-prunable
 def prunable(
     net: nn.Module,                               # any network
     exclude: str | Iterable[str] = (),            # patterns of parameter names to leave out, as 'output.*'
@@ -120,6 +122,7 @@ def remaining(
     check_masks(masks)
     return sum(kept(masks).values())/max(1, sum(mask.numel() for mask in masks.values()))
 
+# %% ../../nbs/2_pruning/200_masks.ipynb #export-distance
 def distance(
     a: dict[str, Tensor],                         # bool masks
     b: dict[str, Tensor],                         # others of the same names and shapes
