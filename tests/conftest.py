@@ -1,0 +1,26 @@
+"What several tests need: the checkout, the real data, a browser. Without the last two, tests skip aloud."
+import os, shutil
+from pathlib import Path
+import pytest
+
+root = Path(__file__).resolve().parent.parent
+
+def skip(reason):
+    "Skip, with the reason in pytest's summary; fail where skips are forbidden"
+    if os.environ.get('LOTTERYBOOK_NO_SKIPS') == '1': pytest.fail(f'skips are forbidden (LOTTERYBOOK_NO_SKIPS=1): {reason}')
+    pytest.skip(reason)
+
+@pytest.fixture(scope='session')
+def real_data():
+    "Folder with the real data sets (`MNIST/raw/...`), named by LOTTERYBOOK_DATA"
+    folder = os.environ.get('LOTTERYBOOK_DATA')
+    if not folder: skip('no real data: LOTTERYBOOK_DATA names no folder')
+    if not (Path(folder)/'MNIST'/'raw').is_dir(): skip(f'no real data: {folder} has no MNIST/raw')
+    return Path(folder)
+
+@pytest.fixture(scope='session')
+def chromium():
+    "Path of a Chromium browser; CHROMIUM names another one"
+    path = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser')
+    if not path: skip('no browser: install chromium, or let CHROMIUM name one')
+    return path

@@ -1,0 +1,81 @@
+"The command `lotterybook`, as a shell sees it."
+import os, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+
+root = Path(__file__).resolve().parent.parent
+tool = Path(sys.executable).parent/'lotterybook'
+
+def lotterybook(*args, cwd, **kw): return subprocess.run([tool, *args], cwd=cwd, capture_output=True, text=True, **kw)
+
+def one_line(done):
+    "The message of a user's mistake: exit code 2, one line, no traceback"
+    assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith('lotterybook: ')
+    return lines[0]
+
+@pytest.mark.parametrize('command', ['', 'run', 'find', 'fetch', 'readme'])
+def test_help(command, tmp_path):
+    done = lotterybook(*command.split(), '--help', cwd=tmp_path)
+    assert done.returncode == 0 and 'exit codes' in done.stdout
+    assert max(map(len, done.stdout.splitlines())) < 100
+
+def test_usage_errors(tmp_path):
+    for args in ([], ['walk'], ['run', '-j', 'two'], ['find', '--data', 'digits']):
+        assert lotterybook(*args, cwd=tmp_path).returncode == 2
+
+def test_unknown_page(tmp_path):
+    assert "no page '999'; the pages are" in one_line(lotterybook('run', '999', cwd=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+def test_unknown_parameter(tmp_path):
+    assert "no parameter 'colour': 110_cumax has" in one_line(lotterybook('run', '110', '-p', 'colour', 'red', cwd=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+def test_unwritable_folder(tmp_path):
+    (tmp_path/'file').write_text('in the way')
+    one_line(lotterybook('run', '110', '--out', 'file', cwd=tmp_path))
+
+def test_run_one_page(tmp_path):
+    done = lotterybook('run', 'cumax', '--out', 'there', cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '1 of 1 pages ran' in done.stdout and f"executed pages  {Path('there')/'pages'}" in done.stdout
+    assert (tmp_path/'there'/'pages'/'1_ordered_neurons'/'110_cumax.ipynb').is_file()
+    assert (tmp_path/'there'/'report.json').is_file()
+
+def test_fetch_of_unknown_data(tmp_path):
+    assert 'mnist' in one_line(lotterybook('fetch', 'nist', cwd=tmp_path))
+
+# --- interrupted
+
+def kernels(out):
+    "Processes whose environment names the folder `out`: the kernels of a run, and what they started"
+    found = []
+    for o in Path('/proc').glob('[0-9]*'):
+        try:
+            if str(out).encode() in (o/'environ').read_bytes() and b'ipykernel' in (o/'cmdline').read_bytes(): found.append(int(o.name))
+        except OSError: pass # ended meanwhile, or not ours
+    return found
+
+def until(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, 'waited in vain'
+        time.sleep(.1)
+
+@pytest.mark.skipif(not Path('/proc/self/environ').exists(), reason='needs /proc, to see which processes are left')
+@pytest.mark.parametrize('how, code', [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_no_kernel_is_left(how, code, tmp_path):
+    out  = tmp_path/'out'
+    page = [o.stem for o in sorted((root/'nbs').rglob('0*.ipynb'))]
+    work = subprocess.Popen([tool, 'run', *page, '-j', '2', '--out', out], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+                            env={k: v for k, v in os.environ.items() if k != 'LOTTERYBOOK_RESULTS'})
+    try:
+        until(lambda: len(kernels(out)) == 2, 60)
+        work.send_signal(how)
+        said, _ = work.communicate(timeout=30)
+        assert work.returncode == code
+        until(lambda: not kernels(out), 30) # a kernel looks once a second whether its parent is there
+        if how == signal.SIGINT: assert 'to run what is left: lotterybook run' in said
+    finally: work.kill()

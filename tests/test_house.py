@@ -1,0 +1,160 @@
+"The house rules: the library is what the notebooks export, pages import downwards only, the README is the front page."
+import ast, json, re, shutil, subprocess, sys
+from configparser import ConfigParser
+from pathlib import Path
+import nbformat, pytest
+from lotterybook.tools.pages import find_pages, full_runs, plan
+from lotterybook.tools.readme import chapters, render, title
+
+root    = Path(__file__).resolve().parent.parent
+pages   = find_pages(folder=root/'nbs')
+numbers = [o for o in pages if o.stem != 'index']
+by_stem = dict(ids=lambda o: o.stem)
+
+# Which part may import which (the tools and the experiments may import all parts)
+downwards = {0: {0}, 1: {0, 1}, 2: {0, 2}, 3: {0, 2, 3}, 4: {0, 2, 4}, 5: {0, 1, 2, 3, 4, 5}, 8: set(range(9)), 9: set(range(10))}
+
+def cells(page, kind=None): return [o for o in json.loads(page.read_text(encoding='utf-8'))['cells'] if kind in (None, o['cell_type'])]
+def source(cell): return ''.join(cell['source'])
+def tree(cell): return ast.parse(re.sub(r'^\s*[%!].*$', 'pass', source(cell), flags=re.M)) # magics are not Python
+def number(stem): return int(stem.split('_')[0])
+def settings():
+    ini = ConfigParser(delimiters=['=']); ini.read(root/'settings.ini', encoding='utf-8')
+    return ini['DEFAULT']
+
+# --- export and clean
+
+def project(folder):
+    "What git tracks of the project, or would: a copy without caches and environments"
+    ignore = shutil.ignore_patterns('.git', '.venv', 'runs', 'build', 'dist', '*.egg-info', '__pycache__', '.ipynb_checkpoints', '.pytest_cache')
+    return shutil.copytree(root, folder, ignore=ignore)
+
+@pytest.fixture(scope='module')
+def fresh(tmp_path_factory):
+    "A copy of the project, its library made anew from its cleaned notebooks"
+    copy = project(tmp_path_factory.mktemp('copy')/'lotterybook')
+    for o in (copy/'lotterybook').iterdir(): # the package's own __init__ holds the version; all else is generated
+        if o.is_dir(): shutil.rmtree(o)
+        elif o.name != '__init__.py': o.unlink()
+    for call in ('from nbdev.clean import nbdev_clean as f; f()', 'from nbdev.doclinks import nbdev_export as f; f()'):
+        subprocess.run([sys.executable, '-c', call], cwd=copy, check=True)
+    return copy
+
+def modules(folder): return {o.relative_to(folder).as_posix(): o.read_text(encoding='utf-8') for o in (folder/'lotterybook').rglob('*.py')}
+
+def test_export_leaves_no_difference(fresh):
+    have, want = modules(root), modules(fresh)
+    assert not set(have) - set(want), 'strays: no notebook exports these modules; delete them'
+    assert not set(want) - set(have), 'not exported; run nbdev-export'
+    assert not [o for o in want if have[o] != want[o]], 'these differ from their notebooks; run nbdev-export'
+
+@pytest.mark.parametrize('page', pages, **by_stem)
+def test_clean_leaves_no_difference(page, fresh):
+    assert page.read_text(encoding='utf-8') == (fresh/page.relative_to(root)).read_text(encoding='utf-8'), 'run nbdev-clean'
+
+# --- pages
+
+def imported(page):
+    "The modules of the library that `page` imports"
+    for cell in cells(page, 'code'):
+        for o in ast.walk(tree(cell)):
+            if isinstance(o, ast.ImportFrom) and (o.module or '').startswith('lotterybook.'):
+                yield from [o.module] if o.module.count('.') > 1 else [f'{o.module}.{name.name}' for name in o.names]
+            elif isinstance(o, ast.Import): yield from (name.name for name in o.names if name.name.startswith('lotterybook.'))
+
+homes = {f"lotterybook.{o.parent.name.split('_', 1)[1]}.{o.stem.split('_', 1)[1]}": o for o in numbers}
+
+@pytest.mark.parametrize('page', numbers, **by_stem)
+def test_imports_go_downwards(page):
+    for module in imported(page):
+        assert module in homes, f'{page.stem} imports {module}, which no page exports'
+        home = homes[module]
+        assert number(home.stem) <= number(page.stem), f'{page.stem} imports {home.stem}, a later page'
+        assert number(home.parent.name) in downwards[number(page.parent.name)], f'{page.parent.name} must not import {home.parent.name}'
+
+@pytest.mark.parametrize('page', numbers, **by_stem)
+def test_page_stands_where_it_says(page):
+    assert re.fullmatch(r'\d{3}_\w+', page.stem) and page.stem[0] == page.parent.name[0], 'three digits, the first the number of the part'
+    exports = [m[1] for o in cells(page, 'code') for m in re.finditer(r'^#\|\s*default_exp\s+(\S+)', source(o), re.M)]
+    assert exports in ([], [f"{page.parent.name.split('_', 1)[1]}.{page.stem.split('_', 1)[1]}"]), 'the module is named after the page'
+    assert all(title(page))
+
+@pytest.mark.parametrize('page', pages, **by_stem)
+def test_page_is_well_formed(page):
+    nbformat.validate(nbformat.read(page, 4))
+    ids = [o['id'] for o in cells(page)]
+    assert len(ids) == len(set(ids))
+    odd = [o for o in ids if re.fullmatch(r'[0-9a-f]{8}|[0-9a-f-]{36}', o) or not re.fullmatch(r'[a-zA-Z][\w.-]*', o)]
+    assert not odd, f'exported code names cell ids, so they must be readable: {odd}'
+    for cell in cells(page, 'code'):
+        stars = [o.module for o in ast.walk(tree(cell)) if isinstance(o, ast.ImportFrom) and any(name.name == '*' for name in o.names)]
+        assert not stars, f'{cell["id"]}: import names, not * from {stars}'
+
+@pytest.mark.parametrize('page', pages, **by_stem)
+def test_outputs_are_worth_keeping(page):
+    outputs = [(o['id'], out) for o in cells(page, 'code') for out in o['outputs']]
+    if page in numbers: assert outputs, 'committed without outputs, the page is empty for a reader'
+    assert page.stat().st_size < 400_000
+    for cell, out in outputs:
+        assert out['output_type'] != 'error', f'{cell} holds an error'
+        assert 'application/vnd.jupyter.widget-view+json' not in out.get('data', {}), f'{cell} holds a widget, which draws nothing without a kernel'
+        text = ''.join(out.get('text') or out.get('data', {}).get('text/plain', ''))
+        for what, sign in dict(address=r'\b0x[0-9a-f]{6,}', bar=r'\d%\|', folder=r'/(home|root|tmp|Users)/').items():
+            assert not re.search(sign, text), f'{cell} printed an {what}: it changes with every run'
+
+def test_full_runs_fit_their_pages():
+    if full_runs(root/'nbs'): plan(full=True, folder=root/'nbs') # a ValueError names what does not fit
+
+# --- the front page
+
+def test_readme_is_the_front_page():
+    assert (root/'README.md').read_text(encoding='utf-8') == render(root/'nbs'/'index.ipynb'), 'run lotterybook readme'
+
+def test_map_is_complete():
+    assert chapters(root/'nbs') in render(root/'nbs'/'index.ipynb').replace('](nbs/', ']('), 'run lotterybook readme'
+
+def test_readme_links_lead_somewhere():
+    text = re.sub(r'^```.*?^```', '', (root/'README.md').read_text(encoding='utf-8'), flags=re.M | re.S)
+    links = re.findall(r'\]\(([^)#\s]+)|src="([^"]+)"', text)
+    assert links
+    assert not [o for o in (a or b for a, b in links) if not re.match('[a-z]+:', o) and not (root/o).exists()]
+
+def test_two_commands():
+    lines = [o for o in (root/'README.md').read_text(encoding='utf-8').splitlines() if o.startswith('python3 -m venv .venv &&')]
+    assert len(lines) == 2 and all("-c tests/constraints.txt -e '.[dev]'" in o for o in lines)
+    assert 'lotterybook run' in lines[0] and 'pytest' in lines[1]
+
+# --- the package
+
+def test_one_version():
+    import lotterybook
+    assert lotterybook.__version__ == settings()['version']
+
+def test_package_is_lint_free():
+    done = subprocess.run([sys.executable, '-m', 'pyflakes', 'lotterybook', 'tests', 'setup.py'], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+def test_python_versions_agree():
+    lowest = settings()['min_python']
+    assert settings()['pythons'].split()[0] == lowest
+    assert f'requires-python = ">={lowest}"' in (root/'pyproject.toml').read_text(encoding='utf-8')
+
+def requirements(*keys):
+    lines = [o.strip() for key in keys for o in settings()[key].splitlines() if o.strip()]
+    return {re.match(r'[\w-]+', o)[0].lower() for o in lines} - {'lotterybook'}
+
+def test_direct_requirements_are_pinned():
+    lines = [o.strip() for o in (root/'tests'/'constraints.txt').read_text(encoding='utf-8').splitlines()]
+    pins  = [o for o in lines if o and not o.startswith('#')]
+    assert all(re.fullmatch(r'[\w-]+==[\w.]+', o) for o in pins), 'exact versions only, and no addresses'
+    assert requirements('requirements', 'notebooks_requirements', 'cluster_requirements', 'dev_requirements') <= {o.split('==')[0].lower() for o in pins}
+
+def test_imports_are_lazy():
+    "Searching for tickets costs little over torch: what few functions need is imported inside them"
+    heavy = 'tqdm safetensors matplotlib sklearn pooch numba scipy filelock pandas ipywidgets papermill nbdev fastcore yaml dask'.split()
+    names = sorted(o for o in homes if (root/f"{o.replace('.', '/')}.py").is_file() and not o.endswith('.plots'))
+    ask   = ('import sys, torch; before = set(sys.modules)\n' + '\n'.join(f'import {o}' for o in names) +
+             f'\nprint(*[o for o in {heavy} if o in set(sys.modules) - before])')
+    done  = subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
