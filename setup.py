@@ -19,7 +19,7 @@ class SdistWithSettings(sdist):
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
-    author=cfg['author'], license={'apache2': 'Apache-2.0'}[cfg['license']],
+    author=cfg['author'], license_expression={'apache2': 'Apache-2.0'}[cfg['license']],
     long_description=readme.read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     # The notebooks travel in the wheel as lotterybook/nbs, so `lotterybook run` works without a clone.
     packages=[*find_packages(include=['lotterybook', 'lotterybook.*']), 'lotterybook.nbs'],

@@ -77,11 +77,16 @@ def test_every_module_imports(furnished, tmp_path):
     done = command(furnished/'bin'/'python', '-c', ask, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
+def python(version):
+    "An interpreter of that version: on the path, or among those of pyenv"
+    pyenv = Path(os.environ.get('PYENV_ROOT') or Path.home()/'.pyenv')/'versions'
+    for o in (shutil.which(f'python{version}'), *pyenv.glob(f'{version}*/bin/python')):
+        if o and not command(o, '--version').returncode: return o
+
 @pytest.mark.parametrize('version', settings()['pythons'].split())
 def test_syntax_of_each_python(version):
-    "Where that Python is on the machine, it compiles the library; the others are not asked for"
-    python = shutil.which(f'python{version}')
-    if not python or command(python, '--version').returncode: pytest.skip(f'Python {version} is not on this machine')
+    "Each Python that is on the machine compiles the library; with its dependencies only the one that runs the tests is tried"
+    if not (found := python(version)): pytest.skip(f'Python {version} is not on this machine')
     code = "import sys\nfor o in sys.stdin.read().split('\\n'): compile(open(o, encoding='utf-8').read(), o, 'exec')"
-    done = command(python, '-c', code, input='\n'.join(str(o) for o in (root/'lotterybook').rglob('*.py')))
+    done = command(found, '-c', code, input='\n'.join(str(o) for o in (root/'lotterybook').rglob('*.py')))
     assert done.returncode == 0, done.stderr
