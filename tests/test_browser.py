@@ -7,7 +7,7 @@ import pytest
 from lotterybook.tools.pages import find_pages
 
 root    = Path(__file__).resolve().parent.parent
-sliders = [o for o in find_pages(folder=root/'nbs') if 'import interact' in o.read_text(encoding='utf-8')]
+sliders = [o for o in find_pages(folder=root/'nbs') if re.search(r'import .*\binteract\b', o.read_text(encoding='utf-8'))]
 wait    = 120_000 # milliseconds for any one step
 
 def free_port():
