@@ -6,7 +6,6 @@
 __all__ = ['batch_order', 'evaluate', 'flushed_denormals', 'fused_adam', 'progress_bar', 'train']
 
 # %% ../../nbs/0_foundations/050_training.ipynb #export-imports
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
