@@ -19,7 +19,7 @@ def levels(
     chunk_size: int,        # cells C that share one rank
     live_top: bool = False, # as in `master_gates`
 ) -> int:                   # N = D / C, the length of a master gate
-    "How many levels there are; warns when over 5 % of the cells can never be written. Shen et al. (2019), §4.2."
+    "How many levels there are; warns when over 5 % of the cells are dead. Shen et al. (2019), §4.2."
     if chunk_size < 1: raise ValueError(f'chunk_size must be at least 1, not {chunk_size}')
     if hidden_size < 1 or hidden_size % chunk_size:
         fits = [c for c in range(1, hidden_size + 1) if hidden_size % c == 0]
@@ -27,8 +27,9 @@ def levels(
                          f'chunk_size can be one of {fits}')
     dead = dead_cells(hidden_size, chunk_size, live_top)
     if dead > .05 * hidden_size:
-        warnings.warn(f'{dead} of {hidden_size} cells ({dead / hidden_size:.0%}) can never be written: the top level is dead; '
-                      f'take a smaller chunk_size than {chunk_size}, or live_top=True', stacklevel=2)
+        warnings.warn(f'{dead} of {hidden_size} cells ({dead / hidden_size:.0%}) can never be written: '
+                      f'the top level is dead; take a smaller chunk_size than {chunk_size}, '
+                      'or live_top=True', stacklevel=2)
     return hidden_size // chunk_size
 
 def dead_cells(
@@ -53,9 +54,10 @@ def master_gates(
     "Master forget and input gates. Shen et al. (2019), eq. 9 and 10."
     if forget_logits.shape[-1] != input_logits.shape[-1]:
         raise ValueError(f'{forget_logits.shape[-1]} forget levels but {input_logits.shape[-1]} input levels')
-    if live_top: # one more place, logit 0, above the top: the step may happen beyond the last level
-        return MasterGates(cumax(pad(forget_logits, (0, 1)))[..., :-1], 1 - cumax(pad(input_logits, (0, 1)))[..., :-1])
-    return MasterGates(cumax(forget_logits), 1 - cumax(input_logits))
+    if not live_top: return MasterGates(cumax(forget_logits), 1 - cumax(input_logits))
+    # one more place above the top, with logit 0: the step may lie beyond the last level
+    f_tilde, up_to = (cumax(pad(x, (0, 1)))[..., :-1] for x in (forget_logits, input_logits))
+    return MasterGates(f_tilde, 1 - up_to)
 
 # %% ../../nbs/1_ordered_neurons/120_master_gates.ipynb #export-combine-gates
 class CellGates(NamedTuple):
@@ -70,9 +72,10 @@ def combine_gates(
     f_tilde: Tensor, # `(..., levels)` master forget gate
     i_tilde: Tensor, # `(..., levels)` master input gate
 ) -> CellGates:      # all `(..., hidden)`
-    "Let the LSTM's gates decide in the overlap and the master gates elsewhere. Shen et al. (2019), eq. 11–13."
+    "LSTM gates decide in the overlap, master gates elsewhere. Shen et al. (2019), eq. 11–13."
     chunk_size, rest = divmod(f.shape[-1], f_tilde.shape[-1])
-    if rest: raise ValueError(f'{f.shape[-1]} cells cannot be shared among {f_tilde.shape[-1]} levels')
+    if rest:
+        raise ValueError(f'{f.shape[-1]} cells cannot be shared among {f_tilde.shape[-1]} levels')
     if chunk_size > 1:
         f_tilde, i_tilde = (g.repeat_interleave(chunk_size, dim=-1) for g in (f_tilde, i_tilde))
     omega = f_tilde * i_tilde
