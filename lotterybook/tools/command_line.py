@@ -82,7 +82,9 @@ def _find(**flags):
 
 def _fetch(names):
     from lotterybook.foundations.data import fetch
-    for name in names: print(name, fetch(name))
+    for name in names:
+        files = fetch(name)
+        print(f'{name}: ' + (', '.join(map(str, files.values())) or 'nothing to fetch, it ships with scikit-learn'))
 
 def _readme():
     from lotterybook.tools.readme import readme
