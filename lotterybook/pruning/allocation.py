@@ -14,62 +14,65 @@ from .masks import check_masks, kept
 
 # %% ../../nbs/2_pruning/220_allocation.ipynb #export-keep-top
 def keep_top(
-    scores: Tensor,                # any shape; higher is kept
-    alive: Tensor,                 # bool, same shape: only these are ranked
-    count: int,                    # how many to keep, at most `alive.sum()`
-) -> Tensor:                       # bool, same shape, exactly `count` True, all of them alive
+    scores: Tensor, # any shape; higher is kept
+    alive: Tensor,  # bool, same shape: only these are ranked
+    count: int,     # how many to keep, at most as many as are alive
+) -> Tensor:        # bool, same shape: exactly `count` True, all of them alive
     "The `count` best of those alive; among equals, those of lowest index."
     flat, living = scores.detach().reshape(-1), alive.to(scores.device).reshape(-1)
-    ranked = flat if bool(living.all()) else flat[living]
-    if ranked.isnan().any(): raise ValueError(f'{int(ranked.isnan().sum())} of {len(ranked)} scores are NaN')
-    if not 0 <= count <= len(ranked): raise ValueError(f'cannot keep {count} of {len(ranked)} weights alive')
+    ranked = flat if living.all() else flat[living]
+    n = len(ranked)
+    if ranked.isnan().any(): raise ValueError(f'{int(ranked.isnan().sum())} of {n} scores are NaN')
+    if not 0 <= count <= n: raise ValueError(f'cannot keep {count} of {n} weights alive')
     if count == 0: return torch.zeros_like(alive)
-    least = ranked.kthvalue(len(ranked) - count + 1).values      # the score of the last one kept
-    keep = (flat > least).logical_and_(living)
-    short = count - int(keep.count_nonzero())                    # so many of the ties with it are kept too
-    ties = (flat == least).logical_and_(living)
+    least = ranked.kthvalue(n - count + 1).values      # the score of the last one kept
+    keep  = (flat > least).logical_and_(living)
+    ties  = (flat == least).logical_and_(living)
+    short = count - int(keep.count_nonzero())          # so many of the ties are kept as well
     keep[ties.nonzero()[:short, 0]] = True
     return keep.reshape(scores.shape).to(alive.device)
 
-# %% ../../nbs/2_pruning/220_allocation.ipynb #export-helpers
+# %% ../../nbs/2_pruning/220_allocation.ipynb #export-checks
 def check_rate(
-    rate: float,                   # fraction to prune
-    name: str = 'prune_rate',      # for the message
+    rate: float,              # fraction to prune
+    name: str = 'prune_rate', # for the message
 ) -> None:
     "Raise a `ValueError` unless the rate lies strictly between 0 and 1."
     if not 0 < rate < 1: raise ValueError(f'{name} is a fraction between 0 and 1, not {rate!r}')
 
 def _check(
-    scores: dict[str, Tensor],     # higher is kept
-    masks: dict[str, Tensor],      # bool
-    prune_rate: float,             # fraction of the survivors to remove
+    scores: dict[str, Tensor], # higher is kept
+    masks: dict[str, Tensor],  # bool
+    prune_rate: float,         # fraction of the survivors to remove
 ) -> None:
     "What every allocation asks of its arguments."
     check_rate(prune_rate)
     check_masks(masks)
     for name, mask in masks.items():
-        if name not in scores: raise ValueError(f'no scores for {name!r}; there are scores for {", ".join(scores)}')
+        if name not in scores:
+            raise ValueError(f'no scores for {name!r}; there are {", ".join(scores)}')
         if scores[name].shape != mask.shape:
-            raise ValueError(f'scores of {name!r} have shape {tuple(scores[name].shape)}, its mask {tuple(mask.shape)}')
-        bad = scores[name].isnan()
-        if bad.any() and (bad := bad & mask.to(bad.device)).any():          # the second look only where the first found some
-            raise ValueError(f'{int(bad.sum())} scores of {name!r} are NaN: did training diverge?')
+            raise ValueError(f'scores of {name!r} have shape {tuple(scores[name].shape)}, '
+                             f'its mask {tuple(mask.shape)}')
+        nan = scores[name].isnan()
+        if nan.any() and (nan := nan & mask.to(nan.device)).any():  # the dead may be NaN
+            raise ValueError(f'{int(nan.sum())} scores of {name!r} are NaN: did training diverge?')
 
 def _warn_if_gone(
-    before: dict[str, Tensor],     # bool masks
-    after: dict[str, Tensor],      # bool masks, part of them
-) -> dict[str, Tensor]:            # `after`
+    before: dict[str, Tensor], # bool masks
+    after: dict[str, Tensor],  # bool masks, part of them
+) -> dict[str, Tensor]:        # `after`
     "Warn of layers that lose their last weight."
-    gone = [name for name in after if before[name].any() and not after[name].any()]
-    if gone: warnings.warn(f'pruning leaves no weight in {", ".join(gone)}: nothing passes through', stacklevel=3)
+    gone = [name for name, n in kept(after).items() if n == 0 and before[name].any()]
+    if gone: warnings.warn(f'pruning leaves no weight in {", ".join(gone)}', stacklevel=3)
     return after
 
 # %% ../../nbs/2_pruning/220_allocation.ipynb #export-per-layer
 def _layer_rates(
-    names: list[str],                          # of the weights
-    prune_rate: float,                         # for all of them
-    scale: dict[str, float] | None,            # pattern -> factor
-) -> dict[str, float]:                         # each layer's own rate
+    names: list[str],               # of the weights
+    prune_rate: float,              # for all of them
+    scale: dict[str, float] | None, # name pattern -> factor
+) -> dict[str, float]:              # each layer's own rate
     "Every layer's rate: the common one times the factors whose patterns match."
     rates = dict.fromkeys(names, prune_rate)
     for pattern, factor in (scale or {}).items():
@@ -77,85 +80,82 @@ def _layer_rates(
         if not hits: raise ValueError(f'scale: {pattern!r} matches none of {", ".join(names)}')
         for name in hits: rates[name] *= factor
     for name, rate in rates.items():
-        if not 0 <= rate <= 1: raise ValueError(f'scaled prune rate of {name!r} is {rate:g}, outside [0, 1]')
+        if not 0 <= rate <= 1: raise ValueError(f'scaled rate of {name!r} is {rate:g}, not in [0, 1]')
     return rates
 
 def per_layer(
-    scores: dict[str, Tensor],                 # higher is kept
-    masks: dict[str, Tensor],                  # bool, what is alive
-    prune_rate: float,                         # fraction of each layer's survivors to remove, in (0, 1)
-    scale: dict[str, float] | None = None,     # factors on the rate by name pattern, as {'output.weight': .5}
-    min_kept: int = 0,                         # weights a layer keeps in any case, if it has them
-) -> dict[str, Tensor]:                        # bool masks, part of `masks`
+    scores: dict[str, Tensor],             # higher is kept
+    masks: dict[str, Tensor],              # bool: what is alive
+    prune_rate: float,                     # fraction of each layer's survivors to remove, in (0, 1)
+    scale: dict[str, float] | None = None, # factors on the rate, as {'output.weight': .5}
+    min_kept: int = 0,                     # weights a layer keeps in any case, if it has them
+) -> dict[str, Tensor]:                    # bool masks, part of `masks`
     "Prune every layer by the same fraction of its survivors. Frankle and Carbin (2019), §2."
     _check(scores, masks, prune_rate)
     rates, new = _layer_rates(list(masks), prune_rate, scale), {}
-    for name, mask in masks.items():
-        alive = int(mask.count_nonzero())
+    for name, alive in kept(masks).items():
         count = alive - round(rates[name]*alive)
-        new[name] = keep_top(scores[name], mask, max(count, min(alive, min_kept)))
+        new[name] = keep_top(scores[name], masks[name], max(count, min(alive, min_kept)))
     return _warn_if_gone(masks, new)
 
 # %% ../../nbs/2_pruning/220_allocation.ipynb #export-global
-def _with_reserve(
-    keep: Tensor,                              # (n,) bool: the choice without a reserve
-    ranks: Tensor,                             # (n,) all scores in a row
-    scores: dict[str, Tensor],                 # the same by name
-    masks: dict[str, Tensor],                  # bool, what is alive
-    min_kept: int,                             # weights a layer keeps in any case, if it has them
-) -> Tensor:                                   # (n,) bool, as many True as `keep`
-    "Each layer's best first, then the best of the rest."
-    safe = torch.cat([keep_top(scores[name], mask, min(min_kept, n)).reshape(-1)
-                      for (name, mask), n in zip(masks.items(), kept(masks).values())])
-    count, sure = int(keep.count_nonzero()), int(safe.count_nonzero())
-    if sure > count: raise ValueError(f'min_kept={min_kept} asks for {sure} weights, but only {count} are to be kept')
-    alive = torch.cat([mask.reshape(-1) for mask in masks.values()])
-    return safe | keep_top(ranks, alive & ~safe, count - sure)
+def _joined(
+    tensors: dict[str, Tensor], # of any shapes
+    names: list[str],           # in this order
+) -> Tensor:                    # one row
+    "All values of several tensors in a row."
+    return torch.cat([tensors[name].detach().reshape(-1) for name in names])
 
 def global_(
-    scores: dict[str, Tensor],                 # higher is kept, comparable between layers
-    masks: dict[str, Tensor],                  # bool, what is alive
-    prune_rate: float,                         # fraction of all survivors to remove, in (0, 1)
-    min_kept: int = 0,                         # weights a layer keeps in any case, if it has them
-) -> dict[str, Tensor]:                        # bool masks, part of `masks`
+    scores: dict[str, Tensor], # higher is kept, comparable between layers
+    masks: dict[str, Tensor],  # bool: what is alive
+    prune_rate: float,         # fraction of all survivors to remove, in (0, 1)
+    min_kept: int = 0,         # weights a layer keeps in any case, if it has them
+) -> dict[str, Tensor]:        # bool masks, part of `masks`
     "Rank the weights of all layers together and remove the lowest. Frankle and Carbin (2019), §4."
     _check(scores, masks, prune_rate)
-    alive = torch.cat([mask.reshape(-1) for mask in masks.values()])
-    ranks = torch.cat([scores[name].detach().reshape(-1) for name in masks])
-    total = int(alive.count_nonzero())
+    names, counts = list(masks), kept(masks)
+    alive, ranks  = _joined(masks, names), _joined(scores, names)
+    total = sum(counts.values())
     count = total - round(prune_rate*total)
-    keep  = keep_top(ranks, alive, count)
-    if min_kept: keep = _with_reserve(keep, ranks, scores, masks, min_kept)
-    parts = keep.split([mask.numel() for mask in masks.values()])
-    return _warn_if_gone(masks, {name: part.reshape(masks[name].shape) for name, part in zip(masks, parts)})
+    if min_kept:
+        best = {k: keep_top(scores[k], masks[k], min(min_kept, counts[k])) for k in names}
+        safe, sure = _joined(best, names), sum(kept(best).values())
+        if sure > count:
+            raise ValueError(f'min_kept={min_kept} asks for {sure} weights, only {count} stay')
+        keep = safe | keep_top(ranks, alive & ~safe, count - sure)
+    else: keep = keep_top(ranks, alive, count)
+    parts = zip(names, keep.split([masks[k].numel() for k in names]))
+    return _warn_if_gone(masks, {k: part.reshape(masks[k].shape) for k, part in parts})
 
 # %% ../../nbs/2_pruning/220_allocation.ipynb #export-erk
 def _share_out(
-    total: int,                                # whole number to share out
-    parts: list[int],                          # in these proportions
-    limits: list[int],                         # no share above its limit; together at least `total`
-) -> list[int]:                                # whole numbers that sum to `total`
-    "Shares in given proportions under a cap each: what a full one cannot take goes to the others."
-    open_, shares = set(range(len(parts))), list(limits)
-    while open_:
-        rest  = total - sum(limits[i] for i in range(len(parts)) if i not in open_)
-        whole = sum(parts[i] for i in open_)
-        over  = {i for i in open_ if rest*parts[i] >= whole*limits[i]}
-        if not over: break
-        open_ -= over
-    for i in open_: shares[i] = rest*parts[i]//whole
-    lost = sorted(open_, key=lambda i: (-(rest*parts[i] % whole), i))    # largest remainder first
-    for i in lost[:total - sum(shares)]: shares[i] += 1
+    total: int,        # to share out
+    parts: list[int],  # in these proportions
+    limits: list[int], # none above its limit; together they can hold `total`
+) -> list[int]:        # shares that sum to `total`
+    "Shares in given proportions, each capped: what a full one cannot take goes to the others."
+    hungry, shares = list(range(len(parts))), list(limits)
+    while hungry:
+        rest  = total - sum(limit for i, limit in enumerate(limits) if i not in hungry)
+        whole = sum(parts[i] for i in hungry)
+        fits  = [i for i in hungry if rest*parts[i] < whole*limits[i]]
+        if fits == hungry: break
+        hungry = fits
+    for i in hungry: shares[i] = rest*parts[i]//whole
+    hungry.sort(key=lambda i: -(rest*parts[i] % whole))           # largest remainder first
+    for i in hungry[:total - sum(shares)]: shares[i] += 1
     return shares
 
 def erk(
-    scores: dict[str, Tensor],                 # higher is kept
-    masks: dict[str, Tensor],                  # bool, what is alive
-    prune_rate: float,                         # fraction of all survivors to remove, in (0, 1)
-) -> dict[str, Tensor]:                        # bool masks, part of `masks`
-    "Keep weights in proportion to the sum of a layer's dimensions. Erdős–Rényi kernel: Evci et al. (2020), §3."
+    scores: dict[str, Tensor], # higher is kept
+    masks: dict[str, Tensor],  # bool: what is alive
+    prune_rate: float,         # fraction of all survivors to remove, in (0, 1)
+) -> dict[str, Tensor]:        # bool masks, part of `masks`
+    "Layers keep counts in proportion to the sum of their dimensions (ERK). Evci et al. (2020), §3."
     _check(scores, masks, prune_rate)
-    limits = [int(mask.count_nonzero()) for mask in masks.values()]
-    total  = sum(limits)
-    counts = _share_out(total - round(prune_rate*total), [sum(mask.shape) for mask in masks.values()], limits)
-    return _warn_if_gone(masks, {name: keep_top(scores[name], mask, count) for (name, mask), count in zip(masks.items(), counts)})
+    alive  = list(kept(masks).values())
+    total  = sum(alive) - round(prune_rate*sum(alive))
+    shares = _share_out(total, [sum(mask.shape) for mask in masks.values()], alive)
+    new = {k: keep_top(scores[k], masks[k], n) for k, n in zip(masks, shares)}
+    return _warn_if_gone(masks, new)

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-where
-_LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
+           nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 def _owners(
-    net: nn.Module,                               # any network
-) -> dict[str, list[tuple[str, nn.Module]]]:      # parameter name -> every (place, module) that holds it
+    net: nn.Module,                          # any network
+) -> dict[str, list[tuple[str, nn.Module]]]: # parameter name -> every (place, module) that holds it
     "Where each parameter lives: more than one place if it is tied."
     names = {id(p): name for name, p in net.named_parameters()}
     owners = {name: [] for name in names.values()}
@@ -28,10 +29,8 @@ def _owners(
     return owners
 
 def _why_out(
-    name: str,                                    # of a parameter
-    param: Tensor,                                # itself
-    places: list[tuple[str, nn.Module]],          # where it lives
-) -> str:                                         # '' if it is pruned by default
+    places: list[tuple[str, nn.Module]], # where it lives
+) -> str:                                # '' if it is pruned by default
     "Why a parameter is left alone unless asked for."
     place, module = places[0]
     if len(places) > 1: return 'tied: also ' + ', '.join(p for p, _ in places[1:])
@@ -42,10 +41,10 @@ def _why_out(
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-patterns
 def _matching(
-    patterns: str | Iterable[str],                # of parameter names, as in `('output.*',)`
-    names: Collection[str],                       # all there are
-    what: str,                                    # for the message
-) -> set[str]:                                    # the names that some pattern matches
+    patterns: str | Iterable[str], # of parameter names, as in `('output.*',)`
+    names: Collection[str],        # all there are
+    what: str,                     # for the message
+) -> set[str]:                     # the names that some pattern matches
     "Names by shell patterns; a pattern that matches nothing is an error."
     found = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -55,113 +54,127 @@ def _matching(
     return found
 
 def _notes(
-    net: nn.Module,                               # any network
-    exclude: str | Iterable[str] = (),            # patterns to leave out
-    include: str | Iterable[str] = (),            # patterns to take in
-) -> dict[str, str]:                              # parameter name -> why it is not pruned, '' if it is
+    net: nn.Module,                    # any network
+    exclude: str | Iterable[str] = (), # patterns to leave out
+    include: str | Iterable[str] = (), # patterns to take in
+) -> dict[str, str]:                   # parameter name -> why it is not pruned, '' if it is
     "What happens to every parameter, and why."
-    params, owners = dict(net.named_parameters()), _owners(net)
-    notes = {name: _why_out(name, p, owners[name]) for name, p in params.items()}
-    notes |= dict.fromkeys(_matching(include, params, 'include'), '')
-    return notes | dict.fromkeys(_matching(exclude, params, 'exclude'), 'excluded')
+    notes = {name: _why_out(places) for name, places in _owners(net).items()}
+    notes |= dict.fromkeys(_matching(include, notes, 'include'), '')
+    return notes | dict.fromkeys(_matching(exclude, notes, 'exclude'), 'excluded')
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-prunable
 def prunable(
-    net: nn.Module,                               # any network
-    exclude: str | Iterable[str] = (),            # patterns of parameter names to leave out, as 'output.*'
-    include: str | Iterable[str] = (),            # patterns to take in that are out by default, as 'embedding.weight'
-) -> list[str]:                                   # parameter names, in the network's order
+    net: nn.Module,                    # any network
+    exclude: str | Iterable[str] = (), # names to leave out, as 'output.*'
+    include: str | Iterable[str] = (), # names to take in that are out by default
+) -> list[str]:                        # parameter names, in the network's order
     "The weights that pruning may touch: those of linear and convolutional layers."
     names = [name for name, why in _notes(net, exclude, include).items() if not why]
-    if not names: raise ValueError(f'nothing to prune in {type(net).__name__}: no weight of a linear or convolutional layer '
-                                   'is left; name others with include=')
+    if not names:
+        raise ValueError(f'nothing to prune in {type(net).__name__}: no weight of a linear or '
+                         'convolutional layer is left; name others with include=')
     return names
 
 def full_masks(
-    net: nn.Module,                               # any network
-    exclude: str | Iterable[str] = (),            # patterns of parameter names to leave out
-    include: str | Iterable[str] = (),            # patterns to take in that are out by default
-) -> dict[str, Tensor]:                           # bool masks, all True, on the weights' devices
+    net: nn.Module,                    # any network
+    exclude: str | Iterable[str] = (), # names to leave out, as 'output.*'
+    include: str | Iterable[str] = (), # names to take in that are out by default
+) -> dict[str, Tensor]:                # bool masks, all True, on the weights' devices
     "The masks of a dense network, where every search begins."
-    params = dict(net.named_parameters())
-    return {name: torch.ones_like(params[name], dtype=torch.bool) for name in prunable(net, exclude, include)}
+    params, names = dict(net.named_parameters()), prunable(net, exclude, include)
+    return {name: torch.ones_like(params[name], dtype=torch.bool) for name in names}
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-check
+def _check_binary(
+    name: str, # of a weight
+    mask,      # anything
+) -> None:
+    "Raise a `ValueError` unless the mask is a boolean tensor."
+    if not isinstance(mask, Tensor):
+        raise ValueError(f'mask {name!r} is a {type(mask).__name__}, not a tensor')
+    if mask.dtype is torch.bool: return
+    odd = mask[(mask != 0) & (mask != 1)]
+    raise ValueError(f'mask {name!r} holds {odd[0].item()}: neither 0 nor 1' if len(odd) else
+                     f'mask {name!r} is {mask.dtype}, not bool: write mask.bool()')
+
 def check_masks(
-    masks: dict[str, Tensor],                     # to be checked
-    net: nn.Module | None = None,                 # the network they should fit
-    names: Collection[str] | None = None,         # the weights that must have a mask, as `prunable(net)`
+    masks: dict[str, Tensor],             # to be checked
+    net: nn.Module | None = None,         # the network they should fit
+    names: Collection[str] | None = None, # the weights that must have a mask, as `prunable(net)`
 ) -> None:
     "Raise a `ValueError` that names the mask and what is wrong with it."
     if not masks: raise ValueError('no masks: make them with full_masks(net)')
-    for name in names or ():
-        if name not in masks: raise ValueError(f'no mask for {name!r}; there are masks for {", ".join(masks)}')
+    absent = [name for name in names or () if name not in masks]
+    if absent: raise ValueError(f'no mask for {absent[0]!r}; there are {", ".join(masks)}')
     params = dict(net.named_parameters()) if net is not None else None
     for name, mask in masks.items():
-        if not isinstance(mask, Tensor): raise ValueError(f'mask {name!r} is a {type(mask).__name__}, not a tensor')
-        if mask.dtype is not torch.bool:
-            odd = mask[(mask != 0) & (mask != 1)]
-            raise ValueError(f'mask {name!r} holds {odd[0].item()}: neither 0 nor 1' if len(odd) else
-                             f'mask {name!r} is {mask.dtype}, not bool: write mask.bool()')
+        _check_binary(name, mask)
         if params is None: continue
-        if name not in params: raise ValueError(f'mask {name!r} fits no parameter of the network, which has {", ".join(params)}')
+        if name not in params:
+            raise ValueError(f'mask {name!r} fits no parameter of {", ".join(params)}')
         if mask.shape != params[name].shape:
-            raise ValueError(f'mask {name!r} has shape {tuple(mask.shape)}, its weight {tuple(params[name].shape)}')
+            raise ValueError(f'mask {name!r} has shape {tuple(mask.shape)}, '
+                             f'its weight {tuple(params[name].shape)}')
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-counts
 def kept(
-    masks: dict[str, Tensor],                     # bool, True is kept
-) -> dict[str, int]:                              # weights kept in each layer
+    masks: dict[str, Tensor], # bool, True is kept
+) -> dict[str, int]:          # weights kept in each layer
     "How many weights each mask keeps."
     return {name: int(mask.count_nonzero()) for name, mask in masks.items()}
 
 def remaining(
-    masks: dict[str, Tensor],                     # bool, True is kept
-) -> float:                                       # in [0, 1]: kept weights over masked weights
+    masks: dict[str, Tensor], # bool, True is kept
+) -> float:                   # in [0, 1]: kept weights over masked weights
     "The fraction of the prunable weights that is kept; biases and norms are not counted."
     check_masks(masks)
     return sum(kept(masks).values())/max(1, sum(mask.numel() for mask in masks.values()))
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-distance
 def distance(
-    a: dict[str, Tensor],                         # bool masks
-    b: dict[str, Tensor],                         # others of the same names and shapes
-) -> float:                                       # in [0, 1]; 0: the same masks
-    "The fraction of places where two masks differ: the normalised Hamming distance. You et al. (2020), §3."
-    if a.keys() != b.keys(): raise ValueError(f'masks of different weights: {", ".join(sorted(a.keys() ^ b.keys()))} in one only')
+    a: dict[str, Tensor], # bool masks
+    b: dict[str, Tensor], # others of the same names and shapes
+) -> float:               # in [0, 1]; 0: the same masks
+    "Fraction of places where masks differ (normalised Hamming distance). You et al. (2020), §3."
+    if a.keys() != b.keys():
+        raise ValueError(f'only one has a mask for {", ".join(sorted(a.keys() ^ b.keys()))}')
     for name in a:
-        if a[name].shape != b[name].shape: raise ValueError(f'masks {name!r} differ in shape: {tuple(a[name].shape)} and {tuple(b[name].shape)}')
-    return sum(int((a[name] ^ b[name]).count_nonzero()) for name in a)/max(1, sum(mask.numel() for mask in a.values()))
+        shapes = tuple(a[name].shape), tuple(b[name].shape)
+        if shapes[0] != shapes[1]: raise ValueError(f'masks of {name!r} have shapes {shapes}')
+    differ = sum(int((a[name] ^ b[name]).count_nonzero()) for name in a)
+    return differ/max(1, sum(mask.numel() for mask in a.values()))
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-apply
 @torch.no_grad()
 def apply_masks(
-    net: nn.Module,                               # changed in place
-    masks: dict[str, Tensor],                     # bool, True is kept
+    net: nn.Module,           # changed in place
+    masks: dict[str, Tensor], # bool, True is kept
 ) -> None:
-    "Set the pruned weights to zero: the network computes $f(x;\\, m \\odot \\theta)$. Frankle and Carbin (2019), §1."
+    "Set pruned weights to zero: the network computes f(x; m ⊙ θ). Frankle and Carbin (2019), §1."
     check_masks(masks, net)
     params = dict(net.named_parameters())
     for name, mask in masks.items(): params[name].masked_fill_(~mask.to(params[name].device), 0)
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-report
 def report(
-    net: nn.Module,                               # any network
-    masks: dict[str, Tensor],                     # bool, True is kept
-) -> list[dict]:                                  # a row for each parameter: name, shape, weights, kept, remaining, note
+    net: nn.Module,           # any network
+    masks: dict[str, Tensor], # bool, True is kept
+) -> list[dict]:              # rows of name, shape, weights, kept, remaining, note
     "What is pruned in every parameter, and why others are left alone."
     check_masks(masks, net)
-    notes, rows = _notes(net), []
+    counts, notes, rows = kept(masks), _notes(net), []
     for name, p in net.named_parameters():
-        n = int(masks[name].count_nonzero()) if name in masks else p.numel()
-        note = ('no weight left' if not n else '') if name in masks else notes[name] or 'excluded'
-        rows.append(dict(name=name, shape=tuple(p.shape), weights=p.numel(), kept=n, remaining=n/max(1, p.numel()), note=note))
+        n, note = counts.get(name, p.numel()), notes[name] or 'excluded'
+        if name in masks: note = '' if n else 'no weight left'
+        rows.append(dict(name=name, shape=tuple(p.shape), weights=p.numel(), kept=n,
+                         remaining=n/max(1, p.numel()), note=note))
     return rows
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-torch
 def to_torch_prune(
-    net: nn.Module,                               # changed in place: `weight` becomes `weight_orig` and a buffer `weight_mask`
-    masks: dict[str, Tensor],                     # bool, True is kept
+    net: nn.Module,           # in place: `weight` becomes `weight_orig` and `weight_mask`
+    masks: dict[str, Tensor], # bool, True is kept
 ) -> None:
     "Hand the masks to `torch.nn.utils.prune`, as if its own functions had made them."
     check_masks(masks, net)
@@ -170,11 +183,12 @@ def to_torch_prune(
         prune.custom_from_mask(net.get_submodule(path), own, mask)
 
 def from_torch_prune(
-    net: nn.Module,                               # pruned by `torch.nn.utils.prune`, not yet made permanent
-) -> dict[str, Tensor]:                           # bool masks by the names the weights have without it
+    net: nn.Module,     # pruned by `torch.nn.utils.prune`, not yet made permanent
+) -> dict[str, Tensor]: # bool masks by the names the weights have without it
     "The masks that `torch.nn.utils.prune` keeps inside a network."
-    masks = {name.removesuffix('_mask'): mask.bool() for name, mask in net.named_buffers() if name.endswith('_mask')}
-    names = dict(net.named_parameters())
-    masks = {name: mask for name, mask in masks.items() if name + '_orig' in names}
-    if not masks: raise ValueError('torch.nn.utils.prune keeps no mask in this network: never pruned, or prune.remove was called')
+    params, buffers = dict(net.named_parameters()), dict(net.named_buffers())
+    names = [name.removesuffix('_orig') for name in params if name.endswith('_orig')]
+    masks = {name: buffers[f'{name}_mask'].bool() for name in names if f'{name}_mask' in buffers}
+    if not masks: raise ValueError('torch.nn.utils.prune keeps no mask in this network: '
+                                   'it was never pruned, or prune.remove was called')
     return masks
