@@ -8,7 +8,6 @@ __all__ = ['levels', 'dead_cells', 'MasterGates', 'master_gates', 'CellGates', '
 # %% ../../nbs/1_ordered_neurons/120_master_gates.ipynb #imports-library
 import warnings
 from typing import NamedTuple
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from .cumax import cumax
@@ -20,8 +19,9 @@ def levels(
     live_top: bool = False, # as in `master_gates`
 ) -> int:                   # N = D / C, the length of a master gate
     "How many levels there are; warns when over 5 % of the cells are dead. Shen et al. (2019), §4.2."
-    if chunk_size < 1: raise ValueError(f'chunk_size must be at least 1, not {chunk_size}')
-    if hidden_size < 1 or hidden_size % chunk_size:
+    for name, size in dict(hidden_size=hidden_size, chunk_size=chunk_size).items():
+        if size < 1: raise ValueError(f'{name} must be at least 1, not {size}')
+    if hidden_size % chunk_size:
         fits = [c for c in range(1, hidden_size + 1) if hidden_size % c == 0]
         raise ValueError(f'hidden_size={hidden_size} is not a multiple of chunk_size={chunk_size}; '
                          f'chunk_size can be one of {fits}')
