@@ -80,13 +80,13 @@ def _layer_rates(
         if not hits: raise ValueError(f'scale: {pattern!r} matches none of {", ".join(names)}')
         for name in hits: rates[name] *= factor
     for name, rate in rates.items():
-        if not 0 <= rate <= 1: raise ValueError(f'scaled rate of {name!r} is {rate:g}, not in [0, 1]')
+        if not 0 <= rate <= 1: raise ValueError(f'rate of {name!r} is {rate:g}, not in [0, 1]')
     return rates
 
 def per_layer(
     scores: dict[str, Tensor],             # higher is kept
     masks: dict[str, Tensor],              # bool: what is alive
-    prune_rate: float,                     # fraction of each layer's survivors to remove, in (0, 1)
+    prune_rate: float,                     # fraction of its survivors each layer loses, in (0, 1)
     scale: dict[str, float] | None = None, # factors on the rate, as {'output.weight': .5}
     min_kept: int = 0,                     # weights a layer keeps in any case, if it has them
 ) -> dict[str, Tensor]:                    # bool masks, part of `masks`
@@ -112,7 +112,7 @@ def global_(
     prune_rate: float,         # fraction of all survivors to remove, in (0, 1)
     min_kept: int = 0,         # weights a layer keeps in any case, if it has them
 ) -> dict[str, Tensor]:        # bool masks, part of `masks`
-    "Rank the weights of all layers together and remove the lowest. Frankle and Carbin (2019), §4."
+    "Rank all layers' weights together and remove the lowest. Frankle and Carbin (2019), §4."
     _check(scores, masks, prune_rate)
     names, counts = list(masks), kept(masks)
     alive, ranks  = _joined(masks, names), _joined(scores, names)
@@ -152,7 +152,7 @@ def erk(
     masks: dict[str, Tensor],  # bool: what is alive
     prune_rate: float,         # fraction of all survivors to remove, in (0, 1)
 ) -> dict[str, Tensor]:        # bool masks, part of `masks`
-    "Layers keep counts in proportion to the sum of their dimensions (ERK). Evci et al. (2020), §3."
+    "Layers keep counts in proportion to the sum of their dimensions. Evci et al. (2020), §3."
     _check(scores, masks, prune_rate)
     alive  = list(kept(masks).values())
     total  = sum(alive) - round(prune_rate*sum(alive))

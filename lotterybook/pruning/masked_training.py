@@ -11,58 +11,57 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook as after_any_step
+from torch.optim.optimizer import register_optimizer_step_pre_hook as before_any_step
 from .masks import apply_masks, check_masks
 
 # %% ../../nbs/2_pruning/240_masked_training.ipynb #export-revived
 def revived(
-    net: nn.Module,                       # after some training
-    masks: dict[str, Tensor],             # bool, True is kept
-) -> dict[str, int]:                      # pruned weights of each layer that are not zero
-    "Count the pruned weights that have come back; all counts should be 0."
+    net: nn.Module,           # after some training
+    masks: dict[str, Tensor], # bool, True is kept
+) -> dict[str, int]:          # pruned weights of each layer that are not zero
+    "Count the pruned weights that have come back: there should be none."
     check_masks(masks, net)
     params = dict(net.named_parameters())
-    return {name: int((params[name].detach() != 0).masked_fill_(mask.to(params[name].device), False).sum())
+    return {name: int((params[name].detach()[~mask.to(params[name].device)] != 0).sum())
             for name, mask in masks.items()}
 
-# %% ../../nbs/2_pruning/240_masked_training.ipynb #export-keep-pruned
+# %% ../../nbs/2_pruning/240_masked_training.ipynb #export-clear-moments
 def _clear_moments(
-    optimizer: Optimizer,                 # its state is changed in place
-    dead: dict[Tensor, Tensor],           # parameter -> bool, True is pruned
+    optimizer: Optimizer,       # its state is changed in place
+    gone: dict[Tensor, Tensor], # parameter -> bool, True is pruned
 ) -> None:
     "Zero momentum and Adam's moments where weights are pruned."
-    for p, gone in dead.items():
+    for p, where in gone.items():
         for value in optimizer.state.get(p, {}).values():
-            if isinstance(value, Tensor) and value.shape == p.shape: value.masked_fill_(gone.to(value.device), 0)
+            if isinstance(value, Tensor) and value.shape == p.shape:   # not Adam's step counter
+                value.masked_fill_(where.to(value.device), 0)
 
+# %% ../../nbs/2_pruning/240_masked_training.ipynb #export-keep-pruned
 @contextmanager
 def keep_pruned(
-    net: nn.Module,                       # trained by the loop inside `with`
-    masks: dict[str, Tensor],             # bool, True is kept
-    optimizer: Optimizer | None = None,   # the one that trains `net`; None: any that steps inside `with`
-) -> Iterator[nn.Module]:                 # `net`
-    "Hold pruned weights at zero through momentum, weight decay and clipping; hooks are gone at exit."
+    net: nn.Module,                     # trained by the loop inside `with`
+    masks: dict[str, Tensor],           # bool, True is kept
+    optimizer: Optimizer | None = None, # the one that trains it; None: any that steps inside
+) -> Iterator[nn.Module]:               # `net`
+    "Hold pruned weights at zero in any loop, through momentum, weight decay and gradient clipping."
     apply_masks(net, masks)
     params = dict(net.named_parameters())
-    dead, met = {params[name]: ~mask.to(params[name].device) for name, mask in masks.items()}, []
-
-    def mask_grad(p): p.grad.masked_fill_(dead[p].to(p.device), 0)
-
-    def meet(opt, *_):                    # before its first step: a state from before the masks
-        if opt not in met: met.append(opt); _clear_moments(opt, dead)
-
+    gone, met = {params[name]: ~mask for name, mask in masks.items()}, []
+    def mask_gradient(p): p.grad.masked_fill_(gone[p].to(p.device), 0)
+    def meet(opt, *_):                  # its memory may be older than the masks
+        if not any(opt is other for other in met): met.append(opt); _clear_moments(opt, gone)
     @torch.no_grad()
     def mask_weights(*_):
-        for p, gone in dead.items(): p.masked_fill_(gone.to(p.device), 0)
-
-    hooks = [p.register_post_accumulate_grad_hook(mask_grad) for p in dead if p.requires_grad]
-    if optimizer is None: hooks += [register_optimizer_step_pre_hook(meet), register_optimizer_step_post_hook(mask_weights)]
-    else:
-        meet(optimizer)
-        hooks += [optimizer.register_step_post_hook(mask_weights)]
+        for p, where in gone.items(): p.masked_fill_(where.to(p.device), 0)
+    hooks = [p.register_post_accumulate_grad_hook(mask_gradient) for p in gone if p.requires_grad]
+    if optimizer is None: hooks += [before_any_step(meet), after_any_step(mask_weights)]
+    else: meet(optimizer); hooks.append(optimizer.register_step_post_hook(mask_weights))
     try: yield net
     finally:
         for hook in hooks: hook.remove()
     back = sum(revived(net, masks).values())
-    if back: warnings.warn(f'{back} pruned weights moved by other means than the optimizer\'s step; they are zero again', stacklevel=3)
     apply_masks(net, masks)
+    if back: warnings.warn(f'{back} pruned weights were moved by other means than an optimizer\'s '
+                           'step; they are zero again', stacklevel=3)

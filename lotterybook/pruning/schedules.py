@@ -6,48 +6,48 @@
 __all__ = ['rate_for', 'geometric', 'one_shot', 'cubic']
 
 # %% ../../nbs/2_pruning/230_schedules.ipynb #export-imports
-from math import prod
 from .allocation import check_rate
 
-# %% ../../nbs/2_pruning/230_schedules.ipynb #export-schedules
+# %% ../../nbs/2_pruning/230_schedules.ipynb #export-rate-for
 def _check_rounds(
-    rounds: int,           # how often to prune
+    rounds: int, # how often to prune
 ) -> None:
     "Raise a `ValueError` unless there is at least one round."
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise ValueError(f'rounds is a whole number from 1, not {rounds!r}')
 
 def rate_for(
-    remaining: float,      # fraction of the weights to be left at the end, in (0, 1)
-    rounds: int,           # how often to prune
-) -> float:                # fraction of the survivors to remove each round
-    "The constant rate that leaves `remaining` after `rounds`: 1 - remaining^(1/rounds)."
+    remaining: float, # fraction of the weights to be left at the end, in (0, 1)
+    rounds: int,      # how often to prune
+) -> float:           # fraction of the survivors to remove each round
+    "The constant rate that leaves `remaining` after so many rounds: 1 - remaining^(1/rounds)."
     check_rate(remaining, 'remaining')
     _check_rounds(rounds)
     return 1 - remaining**(1/rounds)
 
+# %% ../../nbs/2_pruning/230_schedules.ipynb #export-schedules
 def geometric(
-    prune_rate: float,     # fraction of the survivors to remove each round, in (0, 1)
-    rounds: int,           # how often to prune
-) -> list[float]:          # a rate for each round
-    "The same rate every round: what remains falls like a geometric series. Frankle and Carbin (2019), §2."
+    prune_rate: float, # fraction of the survivors to remove each round, in (0, 1)
+    rounds: int,       # how often to prune
+) -> list[float]:      # a rate for each round
+    "The same rate every round, as in iterative pruning. Frankle and Carbin (2019), §2."
     check_rate(prune_rate)
     _check_rounds(rounds)
     return [prune_rate]*rounds
 
 def one_shot(
-    remaining: float,      # fraction of the weights to be left, in (0, 1)
-) -> list[float]:          # one rate
+    remaining: float, # fraction of the weights to be left, in (0, 1)
+) -> list[float]:     # one rate
     "Everything at once. Frankle and Carbin (2019), §2."
     check_rate(remaining, 'remaining')
     return [1 - remaining]
 
 def cubic(
-    remaining: float,      # fraction of the weights to be left at the end, in (0, 1)
-    rounds: int,           # how often to prune
-) -> list[float]:          # a rate for each round
-    "Much at first, little at the end: sparsity approaches its goal by a cubic. Zhu and Gupta (2017), eq. 1."
+    remaining: float, # fraction of the weights to be left at the end, in (0, 1)
+    rounds: int,      # how often to prune
+) -> list[float]:     # a rate for each round
+    "Much at first, little at the end: what is pruned follows a cubic. Zhu and Gupta (2017), eq. 1."
     check_rate(remaining, 'remaining')
     _check_rounds(rounds)
-    density = [1 - (1 - remaining)*(1 - (1 - t/rounds)**3) for t in range(rounds + 1)]
-    return [1 - after/before for before, after in zip(density, density[1:])]
+    left = [1 - (1 - remaining)*(1 - (1 - t/rounds)**3) for t in range(rounds + 1)]
+    return [1 - after/before for before, after in zip(left, left[1:])]
