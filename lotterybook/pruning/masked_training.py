@@ -45,7 +45,7 @@ def keep_pruned(
     masks: dict[str, Tensor],           # bool, True is kept
     optimizer: Optimizer | None = None, # the one that trains it; None: any that steps inside
 ) -> Iterator[nn.Module]:               # `net`
-    "Hold pruned weights at zero in any loop, through momentum, weight decay and gradient clipping."
+    "Hold pruned weights at zero in any loop: through momentum, weight decay and clipping."
     apply_masks(net, masks)
     params = dict(net.named_parameters())
     gone, met = {params[name]: ~mask for name, mask in masks.items()}, []
@@ -63,5 +63,5 @@ def keep_pruned(
         for hook in hooks: hook.remove()
     back = sum(revived(net, masks).values())
     apply_masks(net, masks)
-    if back: warnings.warn(f'{back} pruned weights were moved by other means than an optimizer\'s '
+    if back: warnings.warn(f'{back} pruned weights were moved by other means than an optimizer '
                            'step; they are zero again', stacklevel=3)

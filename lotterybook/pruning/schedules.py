@@ -46,7 +46,7 @@ def cubic(
     remaining: float, # fraction of the weights to be left at the end, in (0, 1)
     rounds: int,      # how often to prune
 ) -> list[float]:     # a rate for each round
-    "Much at first, little at the end: what is pruned follows a cubic. Zhu and Gupta (2017), eq. 1."
+    "Much at first, little at the end, along a cubic. Zhu and Gupta (2017), eq. 1."
     check_rate(remaining, 'remaining')
     _check_rounds(rounds)
     left = [1 - (1 - remaining)*(1 - (1 - t/rounds)**3) for t in range(rounds + 1)]
