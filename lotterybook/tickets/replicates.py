@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import lru_cache, partial
 from pathlib import Path
 from torch import Tensor, nn
-from ..foundations.data import Splits, load
+from ..foundations.data import DATASETS, Splits, load
 from ..foundations.networks import NETWORKS, build
 from ..foundations.results import write_atomically
 from ..foundations.sweeps import sweep
@@ -41,6 +41,7 @@ def search_settings(
     device: str = 'cpu',      # as PyTorch writes it
 ) -> dict:                    # what all runs of a search have in common
     "The settings of a search, checked. Defaults: Frankle & Carbin (2019), table 2."
+    if data not in DATASETS: raise ValueError(f'unknown data set {data!r}; known are {", ".join(DATASETS)}')
     if net not in NETWORKS: raise ValueError(f'unknown network {net!r}; known are {", ".join(NETWORKS)}')
     geometric(rate, rounds)  # both in range, or an error
     steps = (1000 if data == 'digits' else 50_000) if steps is None else steps
@@ -175,7 +176,7 @@ def draw_search(
     from lotterybook.foundations import plots
     seeds = sorted({r['seed'] for r in rows})
     rounds = sorted({r['round'] for r in rows})
-    left = {r['round']: r['remaining'] for r in rows if r['condition'] == 'ticket'}
+    left = {r['round']: r['remaining'] for r in rows}  # the same for every condition
     fig, axs = plt.subplots(1, 2, figsize=(9, 3.6))
     for ax, value, scale, label in zip(axs, ('stop_step', 'stop_accuracy'), (1, 100), ('early-stop step', 'test accuracy at early stop (%)')):
         table = {(r['condition'], r['round'], r['seed']): scale*r[value] for r in rows}
