@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from .results import write_atomically
+from .files import write_atomically
 from .training import progress_bar
 
 # %% ../../nbs/0_foundations/060_sweeps.ipynb #export-name

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .data import Splits
 from .randomness import rng, seed_everything
-from .results import write_atomically
+from .files import write_atomically
 
 # %% ../../nbs/0_foundations/050_training.ipynb #export-batches
 def batch_order(
