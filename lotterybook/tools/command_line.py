@@ -22,53 +22,68 @@ def _run_arguments(parser):
     add('pages', nargs='*', help='numbers (110), words (cumax), stems or paths of pages or parts; default: every page')
     add('--full', action='store_true', help='the full run of experiments, with the values of 9_experiments/full.yaml')
     add('-j', '--jobs', type=int, metavar='N', help='pages at a time; default: the number of cores, at most 4')
-    add('-p', '--parameter', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), help='a value for a parameter of the page; may be repeated')
-    add('--out', default='runs', metavar='DIR', help='folder for executed pages, quick results and report.json; default: runs')
-    add('--cell-timeout', type=int, default=300, metavar='SECONDS', help='limit for any one cell of a quick run; default: 300')
+    add('-p', '--parameter', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'),
+        help='a value for a parameter of the page; may be repeated')
+    add('--out', default='runs', metavar='DIR', help='for executed pages, quick results, report.json; default: runs')
+    add('--cell-timeout', type=int, default=300, metavar='SECONDS', help='for any one cell of a quick run; default: 300')
     add('--save', action='store_true', help='for authors: write the outputs back into the notebooks')
 
 # %% ../../nbs/8_tools/890_command_line.ipynb #export-find-arguments
+def _names(text): return [o.strip() for o in text.split(',')]
+def _rounds(text): return [int(o) for o in text.split(',')]
+
 def _find_arguments(parser):
     "Options of `lotterybook find`"
-    given = dict(default=argparse.SUPPRESS) # what is not given keeps the default of the function
-    add   = parser.add_argument
-    add('--data', required=True, metavar='NAME', help='digits, mnist or fashion_mnist')
-    add('--net', required=True, metavar='NAME', help='network, such as lenet')
-    add('--rounds', type=int, required=True, metavar='N', help='rounds of pruning')
-    add('--seeds', type=int, required=True, metavar='N', help='replicates, each with a seed of its own')
-    add('--out', required=True, metavar='DIR', help='folder for rows.csv, curve.png and the tickets; run again to go on')
-    add('--conditions', type=lambda o: o.split(','), metavar='LIST', help='comma-separated: ticket,reinit,shuffled,random,one_shot', **given)
-    add('--steps', type=int, metavar='N', help='optimizer steps of one training', **given)
-    add('--rate', type=float, metavar='P', help='fraction of the surviving weights removed each round, in (0, 1)', **given)
-    add('--seed', type=int, metavar='N', help='seed of the first replicate', **given)
-    add('--workers', type=int, metavar='N', help='processes, one thread each', **given)
-    add('--control-rounds', type=lambda o: [int(i) for i in o.split(',')], metavar='LIST', help='comma-separated rounds at which the controls run; default: every round', **given)
-    add('--device', metavar='NAME', help='cpu or cuda', **given)
+    def add(option, kind, metavar, help): # what is not given keeps the default of the function
+        parser.add_argument(option, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=help)
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder for rows.csv, curve.png and the tickets')
+    add('--data',           str,     'NAME', 'digits, mnist or fashion_mnist; default: digits')
+    add('--net',            str,     'NAME', 'network; default: lenet')
+    add('--rounds',         int,     'N',    'rounds of pruning; default: 15')
+    add('--seeds',          int,     'N',    'replicates; default: 5')
+    add('--seed',           int,     'N',    'seed of the first replicate; default: 0')
+    add('--rate',           float,   'P',    'fraction of the surviving weights removed each round, in (0, 1)')
+    add('--steps',          int,     'N',    'optimizer steps of one training')
+    add('--conditions',     _names,  'LIST', 'comma-separated: ticket,reinit,shuffled,random,one_shot')
+    add('--control-rounds', _rounds, 'LIST', 'comma-separated rounds at which the controls run; default: all')
+    add('--workers',        int,     'N',    'processes, one core each; default: one per core')
+    add('--device',         str,     'NAME', 'cpu or cuda; default: cpu')
+
+# %% ../../nbs/8_tools/890_command_line.ipynb #export-other-arguments
+def _fetch_arguments(parser):
+    "Arguments of `lotterybook fetch`"
+    parser.add_argument('names', nargs='+', metavar='NAME', help='mnist, fashion_mnist')
+
+def _readme_arguments(parser):
+    "`lotterybook readme` has none"
 
 # %% ../../nbs/8_tools/890_command_line.ipynb #export-parser
-_subcommands = dict(
-    run    = ('run pages from top to bottom', _run_arguments, '''examples:
+_subcommands = dict( # name -> (purpose, arguments, what stands below them)
+    run=('run pages from top to bottom', _run_arguments, '''examples:
   lotterybook run                        every page, on data that needs no download
   lotterybook run 110 pruning            one page and one part
   lotterybook run 900 -p seeds 3         an experiment with another value
   lotterybook run 900 --full             as it was recorded'''),
-    find   = ('search for winning tickets', _find_arguments, '''example:
+    find=('search for winning tickets', _find_arguments, '''example:
   lotterybook find --data digits --net lenet --rounds 15 --seeds 5 --out tickets
 
 Stopped, it goes on when run again; finished, it says so and does nothing.'''),
-    fetch  = ('download data sets, or check those that are there', lambda parser: parser.add_argument('names', nargs='+', metavar='NAME', help='mnist, fashion_mnist'),
-              'LOTTERYBOOK_DATA names a folder with data sets that are already there (MNIST/raw/...).'),
-    readme = ('for authors: write README.md from nbs/index.ipynb', lambda parser: None, 'Its map of chapters is refreshed from the pages.'))
+    fetch=('download data sets, or check those that are there', _fetch_arguments,
+           'LOTTERYBOOK_DATA names a folder with data sets that are already there (MNIST/raw/...).'),
+    readme=('for authors: write README.md from nbs/index.ipynb', _readme_arguments,
+            'Its map of chapters is refreshed from the pages.'))
 
 def parser() -> argparse.ArgumentParser: # of the whole command line
     "What `lotterybook` understands."
     import lotterybook
-    raw  = argparse.RawDescriptionHelpFormatter
-    top  = argparse.ArgumentParser('lotterybook', description='Ordered neurons and lottery tickets: a book that runs.', epilog=_codes, formatter_class=raw)
-    subs = top.add_subparsers(dest='command', required=True, metavar='command')
+    style = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
+    about = 'Ordered neurons and lottery tickets: a book that runs.'
+    top   = argparse.ArgumentParser('lotterybook', description=about, epilog=_codes, **style)
     top.add_argument('--version', action='version', version=f'lotterybook {lotterybook.__version__}')
-    for name, (purpose, arguments, epilog) in _subcommands.items():
-        arguments(subs.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + '.', epilog=f'{epilog}\n\n{_codes}', formatter_class=raw))
+    commands = top.add_subparsers(dest='command', required=True, metavar='command')
+    for name, (purpose, arguments, below) in _subcommands.items():
+        sentence = purpose[0].upper() + purpose[1:] + '.'
+        arguments(commands.add_parser(name, help=purpose, description=sentence, epilog=f'{below}\n\n{_codes}', **style))
     return top
 
 # %% ../../nbs/8_tools/890_command_line.ipynb #export-dispatch
@@ -77,8 +92,8 @@ def _run(pages, parameter, **flags):
     return run(pages, values=dict(parameter), **flags)
 
 def _find(**flags):
-    from lotterybook.tickets.replicates import find
-    find(**flags)
+    from lotterybook.tools.find import find
+    find(**flags) # the rows; what matters is told and written
 
 def _fetch(names):
     from lotterybook.foundations.data import fetch
@@ -102,5 +117,5 @@ def main(
         print(f"lotterybook: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print('lotterybook: stopped; what was finished is kept', file=sys.stderr)
+        print('lotterybook: stopped', file=sys.stderr)
         return 130

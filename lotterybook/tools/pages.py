@@ -22,7 +22,7 @@ def book_folder() -> Path: # absolute path
     places  = (package/'nbs', package.parent/'nbs')
     for folder in places:
         if (folder/'index.ipynb').is_file(): return folder
-    raise FileNotFoundError(f'no notebooks in {places[0]} or {places[1]}; reinstall lotterybook, or run it from a clone')
+    raise FileNotFoundError(f'no notebooks in {places[0]} or {places[1]}; reinstall lotterybook, or use a clone')
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-in-clone
 def in_clone() -> bool: # True in a clone, False in an installed wheel
@@ -63,16 +63,19 @@ def parameters(
     return {}
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-fit
+def _kind(value):
+    "What sort of thing a value is, as far as parameters go"
+    return float if isinstance(value, (int, float)) and not isinstance(value, bool) else type(value)
+
 def _fit(name, value, default):
     "`value`, a number or text, as the kind of thing `default` is; else a ValueError"
     if isinstance(default, str): return str(value)
     if isinstance(value, str):
         try: value = ast.literal_eval(value)
         except (ValueError, SyntaxError): pass
-    number = lambda o: isinstance(o, (int, float)) and not isinstance(o, bool)
-    if isinstance(default, int) and number(default) and isinstance(value, float) and value.is_integer(): value = int(value)
-    same = number(value) and (isinstance(default, float) or isinstance(value, int)) if number(default) else isinstance(value, type(default))
-    if default is None or same: return value
+    if type(default) is int and type(value) is float and value.is_integer(): value = int(value)
+    cut = type(default) is int and type(value) is float # 0.5 steps
+    if default is None or _kind(value) is _kind(default) and not cut: return value
     raise ValueError(f'{name} = {value!r}: the page has {name} = {default!r}, and wants the same kind of value')
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-full-runs
@@ -99,13 +102,13 @@ def plan(
         raise ValueError(f"no full run of {', '.join(quick)}; full.yaml has {', '.join(fulls) or 'none'}")
     for name in values:
         if not any(name in o for o in have.values()):
-            known = '; '.join(f"{page.stem} has {', '.join(o) or 'none'}" for page, o in have.items() if o or len(have) == 1)
-            raise ValueError(f"no parameter {name!r}: {known or 'none of the pages has any'}")
+            known = [f"{page.stem} has {', '.join(o) or 'none'}" for page, o in have.items() if o or len(have) == 1]
+            raise ValueError(f"no parameter {name!r}: {'; '.join(known) or 'none of the pages has any'}")
     for page in fulls.keys() & {o.stem for o in pages}:
         if unknown := set(fulls[page]) - set(have[next(o for o in pages if o.stem == page)]):
             raise ValueError(f"full.yaml sets {', '.join(sorted(unknown))}, which {page} does not have")
-    return [(page, {k: _fit(k, v, have[page][k]) for k, v in {**fulls.get(page.stem, {}), **values}.items() if k in have[page]})
-            for page in pages]
+    asked = lambda page: {**fulls.get(page.stem, {}), **values} # -p has the last word
+    return [(page, {k: _fit(k, v, have[page][k]) for k, v in asked(page).items() if k in have[page]}) for page in pages]
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-kernel
 @contextmanager
@@ -114,13 +117,15 @@ def _kernel(folder, environment, running):
     from jupyter_client.manager import AsyncKernelManager
     from jupyter_core.utils import run_sync
     sockets = tempfile.mkdtemp(prefix='k')
-    private = {} if os.name == 'nt' or len(sockets) > 80 else dict(transport='ipc', ip=sockets+'/k') # a socket's path is short
+    plain   = os.name == 'nt' or len(sockets) > 80 # no such sockets, or a path too long for one
+    private = {} if plain else dict(transport='ipc', ip=sockets+'/k')
     kernel  = AsyncKernelManager(kernel_name='python3', **private)
     clients, new_client = [], kernel.client
     def client(**kw): clients.append(new_client(**kw)); return clients[-1]
     kernel.client = client # papermill leaves the connection to a kernel it did not start open; we close it below
     try:
-        run_sync(kernel.start_kernel)(cwd=str(folder), env=environment, extra_arguments=['--HistoryManager.hist_file=:memory:'])
+        no_history = ['--HistoryManager.hist_file=:memory:']
+        run_sync(kernel.start_kernel)(cwd=str(folder), env=environment, extra_arguments=no_history)
         running.append(kernel)
         yield kernel
     finally:
@@ -136,8 +141,8 @@ def quiet_environment(
     results: Path=None # where pages write results; None: beside the page
 ) -> dict:             # environment variables
     "The environment of a page run by a machine: one thread, no progress bars, pictures in the page."
-    mine = dict(MPLBACKEND='module://matplotlib_inline.backend_inline', TQDM_DISABLE='1', PYDEVD_DISABLE_FILE_VALIDATION='1',
-                JUPYTER_PREFER_ENV_PATH='1', **{o: '1' for o in _threads})
+    mine = dict(MPLBACKEND='module://matplotlib_inline.backend_inline', TQDM_DISABLE='1', JUPYTER_PREFER_ENV_PATH='1',
+                PYDEVD_DISABLE_FILE_VALIDATION='1', **{o: '1' for o in _threads})
     if results is not None: mine['LOTTERYBOOK_RESULTS'] = str(results)
     return {**os.environ, **mine}
 
@@ -148,12 +153,15 @@ def fingerprint(
     *files: Path # notebooks or modules
 ) -> str:        # 16 hexadecimal digits
     "A short name for what `files` say: the sources of a notebook's cells (not its outputs), the text of a module."
-    say = lambda o: [(c['cell_type'], _source(c), c['metadata'].get('tags', [])) for c in _cells(o)] if o.suffix == '.ipynb' else o.read_text(encoding='utf-8')
-    return sha256(json.dumps([(o.name, say(o)) for o in map(Path, files)]).encode()).hexdigest()[:16]
+    def says(file):
+        if file.suffix != '.ipynb': return file.read_text(encoding='utf-8')
+        return [(o['cell_type'], _source(o), o['metadata'].get('tags', [])) for o in _cells(file)]
+    return sha256(json.dumps([(o.name, says(o)) for o in files]).encode()).hexdigest()[:16]
 
 def _last_started(copy):
     "Number of the last cell that was started in `copy`"
-    return max((i for i, o in enumerate(_cells(copy)) if o['metadata'].get('papermill', {}).get('start_time')), default=None) if copy.exists() else None
+    if not copy.exists(): return None
+    return max((i for i, o in enumerate(_cells(copy)) if o['metadata'].get('papermill', {}).get('start_time')), default=None)
 
 def run_page(
     page: Path,             # a notebook
@@ -170,13 +178,16 @@ def run_page(
     copy.parent.mkdir(parents=True, exist_ok=True); copy.unlink(missing_ok=True)
     try:
         with _kernel(page.parent, environment or quiet_environment(), [] if running is None else running) as kernel:
-            execute_notebook(page, copy, values, km=kernel, kernel_name='python3', language='python', progress_bar=False, execution_timeout=cell_timeout)
+            execute_notebook(page, copy, values, km=kernel, kernel_name='python3', language='python',
+                             progress_bar=False, execution_timeout=cell_timeout)
     except PapermillExecutionError as e:
-        failure = dict(cell=e.cell_index, error=f'{e.ename}: {e.evalue}', code=e.source, traceback=_colours.sub('', '\n'.join(e.traceback)))
+        failure = dict(cell=e.cell_index, error=f'{e.ename}: {e.evalue}', code=e.source,
+                       traceback=_colours.sub('', '\n'.join(e.traceback)))
     except Exception as e: # a cell that took too long, a kernel that died or never started, no notebook
         failure = dict(cell=_last_started(copy), error=f'{type(e).__name__}: {e}'.strip())
         if failure['cell'] is not None: failure['code'] = _source(_cells(copy)[failure['cell']])
-    return dict(page=page.stem, ok=not failure, seconds=round(time.time() - start, 1), parameters=values or {}, source=fingerprint(page), **failure)
+    return dict(page=page.stem, ok=not failure, seconds=round(time.time() - start, 1),
+                parameters=values or {}, source=fingerprint(page), **failure)
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-side-by-side
 def side_by_side(
@@ -204,7 +215,8 @@ def library_fingerprint() -> str: # 16 hexadecimal digits
     return fingerprint(*sorted(o for o in package.rglob('*.py') if 'nbs' not in o.relative_to(package).parts))
 
 def _write_report(file, outcomes):
-    facts = dict(python=platform.python_version(), library=library_fingerprint(), pages=sorted(outcomes, key=lambda o: o['page']))
+    pages = sorted(outcomes, key=lambda o: o['page'])
+    facts = dict(python=platform.python_version(), library=library_fingerprint(), pages=pages)
     file.write_text(json.dumps(facts, indent=1), encoding='utf-8')
 
 def _near(path):
@@ -214,13 +226,15 @@ def _near(path):
 
 def _tell_failures(outcomes):
     for o in outcomes:
-        if not o['ok']: print(f"\n--- {o['page']}, cell {o['cell']}: {o['error'] if 'traceback' not in o else ''}\n{o.get('code', '')}\n\n{o.get('traceback', '')}")
+        if not o['ok']: print(f"\n--- {o['page']}, cell {o['cell']}", o.get('code', ''), '', o.get('traceback', o['error']), sep='\n')
 
 def _tell_places(pages, results, names, since):
     "Where the executed pages are, and what the run pages left among the results"
     print(f'executed pages  {_near(pages)}')
     for what, suffix in (('table', '.csv'), ('picture', '.png')):
-        for file in sorted(o for name in names for o in (results/name).glob('*'+suffix) if o.stat().st_mtime >= since): print(f'{what:<15} {_near(file)}')
+        files = [o for name in names for o in sorted((results/name).glob('*'+suffix))]
+        for file in files:
+            if file.stat().st_mtime >= since: print(f'{what:<15} {_near(file)}')
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-save
 def save_outputs(
@@ -245,14 +259,15 @@ def _check_run(jobs, full, values, save):
     if missing := [o for o in ('papermill', 'nbclient', 'ipykernel', 'yaml') if not find_spec(o)]:
         raise ValueError(f"running pages needs {', '.join(missing)}: pip install 'lotterybook[notebooks]'")
     if jobs is not None and jobs < 1: raise ValueError(f'-j {jobs}: at least one page must run at a time')
-    if save and (full or values): raise ValueError('--save keeps the page that a reader sees first, the quick run: leave out --full and -p')
-    if save and not in_clone(): raise ValueError(f'--save changes the notebooks, and those in {book_folder()} are installed ones: use a clone')
+    if save and (full or values): raise ValueError('--save keeps the quick run that a reader sees: leave out --full and -p')
+    if save and not in_clone(): raise ValueError(f'--save changes notebooks, and {book_folder()} is an installed book: use a clone')
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-run
 def _line(outcome, count, total):
     "What is printed when a page ends"
     ending = '' if outcome['ok'] else f"  cell {outcome['cell']}: {outcome['error'][:300]}"
-    return f"[{count:{len(str(total))}}/{total}] {'ok    ' if outcome['ok'] else 'FAILED'} {outcome['seconds']:6.1f} s  {outcome['page']}{ending}"
+    how    = 'ok    ' if outcome['ok'] else 'FAILED'
+    return f"[{count:{len(str(total))}}/{total}] {how} {outcome['seconds']:6.1f} s  {outcome['page']}{ending}"
 
 def _results_folder(full, out):
     "Where pages shall write results; None: beside the page"
@@ -288,7 +303,8 @@ def run(
     _write_report(out/'report.json', done)
     _tell_failures(done)
     good = sum(o['ok'] for o in done)
-    print(f"\n{good} of {len(todo)} pages ran in {time.time() - since:.0f} s, {jobs} at a time; all about it is in {_near(out/'report.json')}")
+    print(f'\n{good} of {len(todo)} pages ran in {time.time() - since:.0f} s, {jobs} at a time')
+    print(f"report          {_near(out/'report.json')}")
     _tell_places(out/'pages', results or folder/'9_experiments'/'results', [page.stem for page, _ in todo], since)
     if left := [page.stem for page, _ in todo if page.stem not in {o['page'] for o in done}]:
         print('stopped; to run what is left: lotterybook run ' + ' '.join(left))

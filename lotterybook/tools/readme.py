@@ -53,7 +53,8 @@ def _block(text, language): return f'```{language}\n{text.strip()}\n```'
 
 def _printed(cell):
     "The text that a code cell put out; pictures are files, and referred to in Markdown"
-    texts = [o.get('text') or o.get('data', {}).get('text/plain', '') for o in cell['outputs'] if 'image/png' not in o.get('data', {})]
+    plain = [o for o in cell['outputs'] if 'image/png' not in o.get('data', {})]
+    texts = [o.get('text') or o.get('data', {}).get('text/plain', '') for o in plain]
     return '\n'.join(''.join(o).strip() for o in texts)
 
 def render(
@@ -87,7 +88,7 @@ def readme(
     folder: Path=None # default: `book_folder()`
 ) -> Path:            # README.md, written
     "Write README.md from `index.ipynb`, its map of chapters refreshed."
-    if folder is None and not in_clone(): raise ValueError(f'README.md belongs to a clone, and {book_folder()} is an installed book')
+    if not (folder or in_clone()): raise ValueError(f'README.md belongs to a clone, and {book_folder()} is an installed book')
     index = (folder or book_folder())/'index.ipynb'
     update_map(index)
     target = index.parent.parent/'README.md'
