@@ -9,6 +9,7 @@ from lotterybook.tools.pages import find_pages, fingerprint, library_fingerprint
 
 root  = Path(__file__).resolve().parent.parent
 pages = find_pages(folder=root/'nbs')
+first = '900_one_shot_vs_iterative' # the experiment whose table and picture a first run shows
 
 def reported():
     "What runs/report.json says of pages as they are now: stem -> outcome"
@@ -17,20 +18,26 @@ def reported():
     report = json.loads(file.read_text(encoding='utf-8'))
     if report['library'] != library_fingerprint(): return {}
     now = {o.stem: fingerprint(o) for o in pages}
-    return {o['page']: o for o in report['pages'] if o['ok'] and not o['parameters'] and o['source'] == now.get(o['page'])}
+    return {o['page']: dict(o, out=file.parent) for o in report['pages'] if o['ok'] and not o['parameters'] and o['source'] == now.get(o['page'])}
 
 @pytest.fixture(scope='session')
 def outcomes(request, tmp_path_factory):
     "How each page that is asked for ran: stem -> outcome"
-    asked = {item.callspec.params['page'].stem for item in request.session.items if item.function.__name__ == 'test_page_runs'}
+    items = [o for o in request.session.items if o.function.__module__ == __name__]
+    asked = {o.callspec.params['page'].stem if hasattr(o, 'callspec') else first for o in items}
     known = reported()
     if left := sorted(asked - set(known)):
         out = tmp_path_factory.mktemp('runs')
         run(left, out=out)
-        known |= {o['page']: o for o in json.loads((out/'report.json').read_text())['pages']}
+        known |= {o['page']: dict(o, out=out) for o in json.loads((out/'report.json').read_text())['pages']}
     return known
 
 @pytest.mark.parametrize('page', pages, ids=lambda o: o.stem)
 def test_page_runs(page, outcomes):
     o = outcomes[page.stem]
     assert o['ok'], f"cell {o['cell']}: {o['error']}\n{o.get('code', '')}\n{o.get('traceback', '')}"
+
+def test_first_table_and_picture(outcomes):
+    results = outcomes[first]['out']/'results'/first
+    assert (results/'quick.csv').read_text(encoding='utf-8').count('\n') > 1
+    assert (results/'quick.png').read_bytes().startswith(b'\x89PNG')
