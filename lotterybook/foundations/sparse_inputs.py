@@ -19,7 +19,7 @@ def _kernel():
     try: from numba import njit
     except ImportError: return None
 
-    @njit(fastmath={'contract'})
+    @njit(fastmath={'contract'}, cache=True)
     def add_rows(x, m, start, out):
         "out[r] = start + Σ_k x[r, k] m[k], over the k where x is not 0."
         rows, inner = x.shape
