@@ -8,110 +8,219 @@ __all__ = ['fresh_net', 'call_training', 'find_ticket']
 # %% ../../nbs/3_tickets/310_iterative.ipynb #export-imports
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+import torch
 from torch import Tensor, nn
 from ..foundations.randomness import seed_everything
 from ..foundations.training import progress_bar
-from ..pruning.allocation import per_layer
+from ..pruning.allocation import check_rate, per_layer
+from ..pruning.masked_training import revived
 from ..pruning.masks import full_masks, remaining
 from ..pruning.schedules import geometric
 from ..pruning.scores import magnitude
 from .one_shot import rewind, snapshot
 from .ticket_files import Ticket, load_ticket, save_ticket
 
-# %% ../../nbs/3_tickets/310_iterative.ipynb #export-helpers
+# %% ../../nbs/3_tickets/310_iterative.ipynb #export-fresh
+@contextmanager
+def _stream(
+    seed: int,            # the replicate
+    *purpose: str | int,  # what is drawn
+) -> Iterator[None]:
+    "Inside, PyTorch's global generators begin a stream; afterwards they are as they were."
+    with torch.random.fork_rng():
+        seed_everything(seed, *purpose)
+        yield
+
 def fresh_net(
     make_net: Callable[[], nn.Module], # draws from PyTorch's global generator
     seed: int,                         # the replicate
     *purpose: str | int,               # the stream
 ) -> nn.Module:                        # a network as it is before training
     "What `make_net` gives for a replicate."
-    seed_everything(seed, *purpose)
-    return make_net()
+    with _stream(seed, *purpose): return make_net()
+
+# %% ../../nbs/3_tickets/310_iterative.ipynb #export-call
+def _accepted(
+    train_net: Callable,       # the caller's loop
+    offers: dict[str, object], # by name
+) -> dict[str, object]:        # those it takes
+    "Offers that a loop names, or takes as `**`, and that `partial` has not fixed."
+    names, fixed = inspect.signature(train_net).parameters, getattr(train_net, 'keywords', {})
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in names.values())
+    return {k: v for k, v in offers.items() if k not in fixed and (takes_all or k in names)}
+
+def _plain(
+    outcome: object, # what the loop returned
+) -> dict:           # plain values, as they come back from a file
+    "The outcome of a training, without its `seconds`: they are never the same twice."
+    outcome = {} if outcome is None else outcome
+    if not isinstance(outcome, dict):
+        raise ValueError(f'train_net trains in place and may return a dict, not a {type(outcome).__name__}')
+    try: return json.loads(json.dumps({k: v for k, v in outcome.items() if k != 'seconds'}))
+    except TypeError as e: raise ValueError(f'train_net may return a dict of numbers, text and lists: {e}') from e
 
 def call_training(
-    train_net: Callable,               # trains a network in place, given masks
-    net: nn.Module,                    # to train
-    masks: dict[str, Tensor],          # True is kept
-    **offers: object,                  # what `train_net` may ask for by name
-) -> dict:                             # what it returns, or nothing
+    train_net: Callable,     # trains a network in place, given masks
+    net: nn.Module,          # to train
+    masks: dict[str, Tensor],# bool, True is kept
+    **offers: object,        # what `train_net` may ask for by name
+) -> dict:                   # what it returns, plain; without `seconds`
     "Train with the caller's own loop, and make sure that pruned weights stayed at zero."
-    names = inspect.signature(train_net).parameters
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in names.values())
-    outcome = train_net(net, masks, **{k: v for k, v in offers.items() if takes_all or k in names})
-    params = dict(net.named_parameters())
-    for name, mask in masks.items():
-        moved = int((params[name].detach().cpu()[~mask] != 0).sum())
+    options = _accepted(train_net, offers)
+    place   = inspect.signature(train_net).parameters.get('masks')
+    if place is not None and place.kind is place.KEYWORD_ONLY: outcome = train_net(net, masks=masks, **options)
+    else: outcome = train_net(net, masks, **options)
+    for name, moved in revived(net, masks).items():
         if moved: raise ValueError(f'train_net moved {moved} pruned weights of {name!r} away from zero; '
                                    'wrap its loop in lotterybook.pruning.masked_training.keep_pruned')
-        if not params[name].isfinite().all(): raise ValueError(f'after training, {name!r} holds numbers that are not finite')
-    return outcome or {}
+    for name, p in net.named_parameters():
+        if not p.isfinite().all(): raise ValueError(f'after training, {name!r} holds numbers that are not finite')
+    return _plain(outcome)
 
-# %% ../../nbs/3_tickets/310_iterative.ipynb #export-find
-def find_ticket(
-    make_net: Callable[[], nn.Module],  # a fresh network, drawn from PyTorch's global generator
-    train_net: Callable,                # `train_net(net, masks)` trains in place, and may return a dict of plain values; `round`, `seed`, `start_step`, `end_step`, `checkpoint` are passed if it names them
-    *,
-    rounds: int = 15,                   # of pruning, each with a training after it
-    prune_rate: float = .2,             # fraction of survivors removed each round, in (0, 1)
-    score: Callable = magnitude,        # `score(net, masks, loss, batches)`, higher is kept
-    allocation: Callable = per_layer,   # `allocation(scores, masks, prune_rate)`, new masks
-    schedule: list[float] | None = None,# a prune rate for each round, instead of `rounds` and `prune_rate`
-    exclude: tuple[str, ...] = (),      # patterns of weights never pruned
-    include: tuple[str, ...] = (),      # patterns of weights pruned though they usually are not
-    rewind_step: int = 0,               # optimizer steps; weights go back to where they were then
-    seed: int = 0,                      # the replicate
-    loss: Callable | None = None,       # for scores that want it
-    batches: object = None,             # for scores that want them
-    folder: str | Path | None = None,   # keep every round here, and go on from what is there
-    name: str = 'ticket',               # files are `{name}-round{r}.safetensors`
-    progress: bool = True,              # show a bar
-) -> list[Ticket]:                      # one a round; the first is the dense network
-    "Find a winning ticket by iterative pruning with rewinding. Frankle & Carbin (2019), §1; rewinding to step k: Frankle et al. (2020)."
-    rates = geometric(prune_rate, rounds) if schedule is None else list(schedule)
-    net = fresh_net(make_net, seed, 'init')
-    masks, tickets = full_masks(net, exclude, include), []
-    with progress_bar(len(rates) + 1, progress, unit='round') as bar:
-        for r in range(len(rates) + 1):
-            settings = dict(seed=seed, round=r, rates=rates[:r], rewind_step=rewind_step)
-            file = folder and Path(folder)/f'{name}-round{r}.safetensors'
-            ticket = _kept_round(file, net, settings)
-            if ticket is None:
-                offers = dict(round=r, seed=seed, checkpoint=file and file.with_name(f'.{file.stem}.checkpoint'))
-                theta = tickets[0].theta_0 if tickets else _rewind_point(net, train_net, masks, rewind_step, offers)
-                ticket = _train_round(net, train_net, theta, masks, settings, offers)
-                if file: save_ticket(ticket, file)
-            if file: file.with_name(f'.{file.stem}.checkpoint').unlink(missing_ok=True)
-            tickets.append(ticket)
-            if bar: bar.update(); bar.set_postfix(remaining=f'{100*remaining(ticket.masks):.1f}%')
-            if r < len(rates):
-                rewind(net, ticket.theta_T)
-                masks = allocation(score(net, ticket.masks, loss, batches), ticket.masks, rates[r])
-    return tickets
+# %% ../../nbs/3_tickets/310_iterative.ipynb #export-kept
+def _named(
+    function: Callable, # a score or an allocation
+) -> str:               # as a person would write it
+    "The name of a function, and what `partial` fixed in it."
+    if not isinstance(function, partial): return getattr(function, '__qualname__', type(function).__name__)
+    def text(value): return json.dumps(value, default=lambda o: type(o).__name__)
+    fixed = [*map(text, function.args), *(f'{k}={text(v)}' for k, v in function.keywords.items())]
+    return f'{_named(function.func)}({", ".join(fixed)})'
 
-# %% ../../nbs/3_tickets/310_iterative.ipynb #export-rounds
-def _kept_round(file: Path | None, net: nn.Module, settings: dict) -> Ticket | None:
+def _kept_round(
+    file: Path | None, # where the round is kept, if it is
+    net: nn.Module,    # the architecture
+    settings: dict,    # of this search and round
+) -> Ticket | None:    # None: still to be done
     "The ticket of a round that was finished earlier, if it is of this search."
     if file is None or not file.exists(): return None
     ticket = load_ticket(file, net)
-    differ = [k for k in settings if ticket.settings.get(k) != settings[k]]
-    if differ: raise ValueError(f'{file} is of another search: ' + ', '.join(f'{k} was {ticket.settings.get(k)}, not {settings[k]}' for k in differ)
-                                + '. Name another folder.')
+    differ = [f'{k} was {ticket.settings.get(k)}, not {v}'
+              for k, v in settings.items() if ticket.settings.get(k) != v]
+    if differ: raise ValueError(f'{file} is of another search: {"; ".join(differ)}. Name another folder.')
+    if ticket.theta_T is None: raise ValueError(f'{file} is not trained: it has no final.*; remove it')
     return ticket
 
-def _rewind_point(net: nn.Module, train_net: Callable, masks: dict[str, Tensor], rewind_step: int, offers: dict) -> dict[str, Tensor]:
-    "The weights that every round goes back to: those at `rewind_step`."
+def _beside(
+    file: Path | None, # a round's ticket
+    what: str,         # 'checkpoint' or 'rewind'
+) -> Path | None:      # hidden, and gone when the round is done
+    "Where a training in flight keeps its state."
+    return file and file.with_name(f'.{file.stem}.{what}')
+
+# %% ../../nbs/3_tickets/310_iterative.ipynb #export-rounds
+def _rewind_point(
+    net: nn.Module,           # fresh
+    train_net: Callable,      # trains in place
+    masks: dict[str, Tensor], # all True
+    rewind_step: int,         # optimizer steps
+    offers: dict[str, object],# for `train_net`
+) -> dict[str, Tensor]:       # theta_k
+    "The weights that every round goes back to: those at `rewind_step`. Frankle et al. (2020), §2."
     if not rewind_step: return snapshot(net)
-    if 'end_step' not in inspect.signature(train_net).parameters:
-        raise ValueError(f'rewind_step={rewind_step} needs a train_net that takes start_step and end_step')
-    checkpoint = offers['checkpoint'] and offers['checkpoint'].with_suffix('.rewind')
-    call_training(train_net, net, masks, **dict(offers, checkpoint=checkpoint), start_step=0, end_step=rewind_step)
+    offers = dict(offers, start_step=0, end_step=rewind_step)
+    missing = {'start_step', 'end_step'} - _accepted(train_net, offers).keys()
+    if missing:
+        raise ValueError(f'rewind_step={rewind_step} needs a train_net that takes {" and ".join(sorted(missing))}')
+    with _stream(offers['seed'], 'training'): call_training(train_net, net.train(), masks, **offers)
     return snapshot(net)
 
-def _train_round(net: nn.Module, train_net: Callable, theta: dict[str, Tensor], masks: dict[str, Tensor], settings: dict, offers: dict) -> Ticket:
+def _pruned(
+    net: nn.Module,      # fresh
+    ticket: Ticket,      # the last round's
+    score: Callable,     # higher is kept
+    allocation: Callable,# new masks
+    rate: float,         # fraction of the survivors to remove
+    loss, batches,       # for the score
+) -> dict[str, Tensor]:  # masks of the next round
+    "Rank what the last round trained, and remove the lowest."
+    with _stream(ticket.settings['seed'], 'score', ticket.settings['round']):
+        return allocation(score(rewind(net, ticket.theta_T), ticket.masks, loss, batches), ticket.masks, rate)
+
+def _train_round(
+    net: nn.Module,           # fresh
+    train_net: Callable,      # trains in place
+    theta: dict[str, Tensor], # where every round begins
+    masks: dict[str, Tensor], # of this round
+    settings: dict,           # of this search and round
+    offers: dict[str, object],# for `train_net`
+) -> Ticket:                  # with theta_T, and the outcome among its settings
     "One round: rewind, train what is left, and tell what came of it."
-    rewind(net, theta, masks)
-    outcome = call_training(train_net, net, masks, **offers, start_step=settings['rewind_step'])
-    json.dumps(outcome)  # plain values, or an error before anything is written
+    rewind(net, theta, masks).train()
+    with _stream(settings['seed'], 'training'):  # the same in every round, so that rounds differ in their masks alone
+        outcome = call_training(train_net, net, masks, **offers, start_step=settings['rewind_step'])
     return Ticket(theta, masks, snapshot(net), dict(settings, remaining=remaining(masks), outcome=outcome))
+
+# %% ../../nbs/3_tickets/310_iterative.ipynb #export-checks
+def _checked_rates(
+    rounds: int,                   # of pruning
+    prune_rate: float,             # each round
+    schedule: list[float] | None,  # instead of both
+    rewind_step: int,              # optimizer steps
+) -> list[float]:                  # a rate for each round
+    "The rates of a search, or a `ValueError` before anything is trained."
+    if rewind_step < 0: raise ValueError(f'rewind_step={rewind_step} must be at least 0')
+    if schedule is None: return geometric(prune_rate, rounds)
+    for r, rate in enumerate(schedule, 1): check_rate(rate, f'the rate of round {r}')
+    return [float(rate) for rate in schedule]
+
+@contextmanager
+def _told_on_stop(
+    folder: str | Path | None, # of the search
+    tickets: list[Ticket],     # finished so far
+) -> Iterator[None]:
+    "When someone presses Ctrl-C, say what is kept and how to go on."
+    try: yield
+    except KeyboardInterrupt as e:
+        e.add_note(f'{len(tickets)} rounds are kept in {folder}; the same call goes on.' if folder
+                   else 'Nothing is kept: name a folder, and a search that was stopped goes on.')
+        raise
+
+# %% ../../nbs/3_tickets/310_iterative.ipynb #export-find
+def find_ticket(
+    make_net: Callable[[], nn.Module],    # a fresh network, drawn from PyTorch's global generator
+    train_net: Callable,                  # `train_net(net, masks)` trains in place; it is also given what it names
+                                          # of `round`, `seed`, `start_step`, `end_step` and `checkpoint`
+    *,
+    rounds: int = 15,                     # of pruning, each with a training after it
+    prune_rate: float = .2,               # fraction of survivors removed each round, in (0, 1)
+    score: Callable = magnitude,          # `score(net, masks, loss, batches)`, higher is kept
+    allocation: Callable = per_layer,     # `allocation(scores, masks, prune_rate)`, new masks
+    schedule: list[float] | None = None,  # rates, one a round, instead of `rounds` and `prune_rate`
+    exclude: str | tuple[str, ...] = (),  # patterns of weights never pruned
+    include: str | tuple[str, ...] = (),  # patterns of weights pruned though they usually are not
+    rewind_step: int = 0,                 # optimizer steps; weights go back to where they were then
+    seed: int = 0,                        # the replicate
+    loss: Callable | None = None,         # for scores that want it
+    batches: object = None,               # for scores that want them; read anew each round
+    folder: str | Path | None = None,     # keep every round here, and go on from what is there
+    name: str = 'ticket',                 # files are `{name}-round{r}.safetensors`
+    progress: bool = True,                # show a bar
+) -> list[Ticket]:                        # one a round; the first is the dense network
+    "Iterative pruning with rewinding. Frankle & Carbin (2019), §1; to step k: Frankle et al. (2020), §2."
+    rates, tickets = _checked_rates(rounds, prune_rate, schedule, rewind_step), []
+    def fresh(): return fresh_net(make_net, seed, 'init')
+    common = dict(seed=seed, rewind_step=rewind_step, score=_named(score), allocation=_named(allocation),
+                  exclude=[exclude] if isinstance(exclude, str) else list(exclude),
+                  include=[include] if isinstance(include, str) else list(include))
+    masks = full_masks(fresh(), exclude, include)
+    with _told_on_stop(folder, tickets), progress_bar(len(rates) + 1, progress, unit='round') as bar:
+        for r in range(len(rates) + 1):
+            settings = dict(common, round=r, rates=rates[:r])
+            file = folder and Path(folder)/f'{name}-round{r}.safetensors'
+            ticket = _kept_round(file, fresh(), settings)
+            if ticket is None:
+                offers = dict(round=r, seed=seed, checkpoint=_beside(file, 'checkpoint'))
+                if r: masks = _pruned(fresh(), tickets[-1], score, allocation, rates[r - 1], loss, batches)
+                theta = tickets[0].theta_0 if r else _rewind_point(
+                    fresh(), train_net, masks, rewind_step, dict(offers, checkpoint=_beside(file, 'rewind')))
+                ticket = _train_round(fresh(), train_net, theta, masks, settings, offers)
+                if file: save_ticket(ticket, file)
+            for what in ('checkpoint', 'rewind') if file else (): _beside(file, what).unlink(missing_ok=True)
+            tickets.append(ticket)
+            if bar: bar.update(); bar.set_postfix(remaining=f'{100*remaining(ticket.masks):.1f}%')
+    return tickets
