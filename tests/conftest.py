@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).resolve().parent.parent
+os.environ['TQDM_DISABLE'] = '1' # no progress bars in what the tests read
 
 def skip(reason):
     "Skip, with the reason in pytest's summary; fail where skips are forbidden"

@@ -14,7 +14,8 @@ def test_public_facts(name, real_data):
     pixels = torch.cat([data.x_train, data.x_validation])
     _, mean, deviation = facts[name]
     assert abs(pixels.mean().item() - mean) < 1e-4 and abs(pixels.std().item() - deviation) < 1e-4
-    assert len(torch.cat([data.y_train, data.y_validation]).unique()) == 10
+    published = dict(mnist=[5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949], fashion_mnist=[6000]*10)
+    assert (data.y_train.bincount() + data.y_validation.bincount()).tolist() == published[name] # nothing lost between the parts
 
 def test_validation_is_split_by_seed(real_data):
     from lotterybook.foundations.data import load
@@ -42,3 +43,10 @@ def test_damaged_file_is_named(real_data, tmp_path):
     said = done.stdout + done.stderr
     assert file.name in said and '3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c' in said, said
     assert done.returncode == 2 and 'Traceback' not in said
+
+def test_mnist_is_learnt(real_data):
+    from lotterybook.foundations.data import load
+    from lotterybook.foundations.networks import build
+    from lotterybook.foundations.training import train
+    data = load('mnist', folder=real_data)
+    assert train(build('lenet', data, seed=0), data, steps=500)['end_accuracy'] > .9 # 95 % is usual

@@ -26,6 +26,7 @@ def find(
     "Search for winning tickets, and tell what was done and where it lies."
     from lotterybook.foundations.data import fetch
     from lotterybook.foundations.results import write_rows
+    from lotterybook.foundations.sweeps import RunFailed
     from lotterybook.tickets.replicates import CONDITIONS, finished_runs, row, search, search_plan, search_settings
     if seeds < 1: raise ValueError(f'seeds={seeds} must be at least 1')
     workers = os.cpu_count() or 1 if workers is None else workers
@@ -40,6 +41,7 @@ def find(
     except KeyboardInterrupt:
         print(f'\nStopped with {len(finished_runs(out, plan))} of {len(plan)} runs done and kept in {out}. The same command goes on.')
         raise
+    except RunFailed as e: raise OSError(str(e)) from e  # a full disk, a killed worker: told in one line
     finally: # what is finished can be read, however this ends
         if kept := finished_runs(out, plan): write_rows(out/'rows.csv', map(row, kept))
     _draw(rows, out)
