@@ -17,6 +17,19 @@ from .one_shot import rewind, snapshot
 from .ticket_files import Ticket
 
 # %% ../../nbs/3_tickets/320_controls.ipynb #export-reinit
+def _drawn_anew(
+    ticket: Ticket,                    # what the draw must differ from
+    make_net: Callable[[], nn.Module], # draws from PyTorch's global generator
+    seed: int,                         # the replicate
+    *purpose: str | int,               # the stream
+) -> dict[str, Tensor]:                # theta
+    "The weights of a fresh network, or an error if they are no others."
+    theta = snapshot(fresh_net(make_net, seed, *purpose))
+    if all(theta[k].equal(ticket.theta_0[k]) for k in ticket.masks):
+        raise ValueError("make_net drew the ticket's own weights again; it must draw from PyTorch's global generator "
+                         '(for networks of this book: leave seed=None)')
+    return theta
+
 def reinit(
     ticket: Ticket,                    # the mask to keep
     make_net: Callable[[], nn.Module], # draws from PyTorch's global generator
@@ -24,7 +37,7 @@ def reinit(
     draw: int = 0,                     # one of several draws
 ) -> Ticket:                           # untrained
     "Same mask, weights drawn anew from the same distribution. Frankle & Carbin (2019), §2."
-    return Ticket(snapshot(fresh_net(make_net, seed, 'reinit', draw)), ticket.masks)
+    return Ticket(_drawn_anew(ticket, make_net, seed, 'reinit', draw), ticket.masks)
 
 # %% ../../nbs/3_tickets/320_controls.ipynb #export-shuffled
 def shuffled_masks(
@@ -49,15 +62,27 @@ def random(
     seed: int,                         # the replicate
     draw: int = 0,                     # one of several draws
 ) -> Ticket:                           # untrained
-    "Mask and weights both drawn anew: the randomly sampled subnetworks of Frankle & Carbin (2019), figure 1."
-    return Ticket(snapshot(fresh_net(make_net, seed, 'random', draw)), shuffled_masks(ticket.masks, rng(seed, 'random mask', draw)))
+    "Mask and weights both drawn anew: randomly sampled subnetworks. Frankle & Carbin (2019), figure 1."
+    theta = _drawn_anew(ticket, make_net, seed, 'random', draw)
+    return Ticket(theta, shuffled_masks(ticket.masks, rng(seed, 'random mask', draw)))
 
 # %% ../../nbs/3_tickets/320_controls.ipynb #export-at-once
-def _pruned_at_once(theta: dict[str, Tensor], dense: Ticket, make_net, rates, score, allocation) -> Ticket:
+def _pruned_at_once(
+    theta: dict[str, Tensor],          # the weights to rank
+    dense: Ticket,                     # round 0
+    make_net: Callable[[], nn.Module], # the architecture
+    rates: list[float],                # one after the other
+    score: Callable,                   # higher is kept
+    allocation: Callable,              # new masks
+    loss: Callable | None,             # for the score
+    batches: object,                   # for the score
+) -> Ticket:                           # untrained
     "The weights of `dense` under a mask that ranks theta once and removes what the rates say."
-    net, masks = rewind(make_net(), theta), dense.masks
-    scores = score(net, masks)
-    for rate in rates: masks = allocation(scores, masks, rate)  # step by step, so that the counts are those of the ticket
+    if not all(m.all() for m in dense.masks.values()):
+        raise ValueError('a dense ticket is needed, round 0 of a search; this one is pruned')
+    net, masks = rewind(fresh_net(make_net, 0), theta), dense.masks
+    scores = score(net, masks, loss, batches)
+    for rate in rates: masks = allocation(scores, masks, rate)  # step by step: the counts of the ticket
     return Ticket(dense.theta_0, masks)
 
 def one_shot(
@@ -66,9 +91,13 @@ def one_shot(
     rates: list[float],                 # the prune rates that lead to the size wanted
     score: Callable = magnitude,        # as in the search
     allocation: Callable = per_layer,   # as in the search
+    *,
+    loss: Callable | None = None,       # for scores that want it
+    batches: object = None,             # for scores that want them
 ) -> Ticket:                            # untrained
     "Prune the trained dense network once to the size wanted, and rewind. Frankle & Carbin (2019), §2."
-    return _pruned_at_once(dense.theta_T, dense, make_net, rates, score, allocation)
+    if dense.theta_T is None: raise ValueError('one-shot pruning ranks trained weights; this ticket has no theta_T')
+    return _pruned_at_once(dense.theta_T, dense, make_net, rates, score, allocation, loss, batches)
 
 def magnitude_at_init(
     dense: Ticket,                      # round 0 of a search
@@ -76,6 +105,9 @@ def magnitude_at_init(
     rates: list[float],                 # the prune rates that lead to the size wanted
     score: Callable = magnitude,        # as in the search
     allocation: Callable = per_layer,   # as in the search
+    *,
+    loss: Callable | None = None,       # for scores that want it
+    batches: object = None,             # for scores that want them
 ) -> Ticket:                            # untrained
-    "Keep the weights that are largest before any training."
-    return _pruned_at_once(dense.theta_0, dense, make_net, rates, score, allocation)
+    "Keep the weights that are largest before any training. Frankle et al. (2021), §4."
+    return _pruned_at_once(dense.theta_0, dense, make_net, rates, score, allocation, loss, batches)
