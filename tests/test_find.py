@@ -1,6 +1,5 @@
 "`lotterybook find`, as a shell sees it; that a killed search goes on to the same bits is shown on its page."
 import os, resource, signal, subprocess, time
-from pathlib import Path
 import pytest
 from test_command_line import lotterybook, one_line, tool
 
