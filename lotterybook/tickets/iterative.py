@@ -135,7 +135,8 @@ def _pruned(
     score: Callable,     # higher is kept
     allocation: Callable,# new masks
     rate: float,         # fraction of the survivors to remove
-    loss, batches,       # for the score
+    loss: Callable | None, # for the score
+    batches: object,     # for the score
 ) -> dict[str, Tensor]:  # masks of the next round
     "Rank what the last round trained, and remove the lowest."
     with _stream(ticket.settings['seed'], 'score', ticket.settings['round']):
