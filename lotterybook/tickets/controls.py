@@ -26,8 +26,8 @@ def _drawn_anew(
     "The weights of a fresh network, or an error if they are no others."
     theta = snapshot(fresh_net(make_net, seed, *purpose))
     if all(theta[k].equal(ticket.theta_0[k]) for k in ticket.masks):
-        raise ValueError("make_net drew the ticket's own weights again; it must draw from PyTorch's global generator "
-                         '(for networks of this book: leave seed=None)')
+        raise ValueError("make_net drew the ticket's own weights again; it must draw from PyTorch's "
+                         'global generator (for networks of this book: leave seed=None)')
     return theta
 
 def reinit(
@@ -109,5 +109,5 @@ def magnitude_at_init(
     loss: Callable | None = None,       # for scores that want it
     batches: object = None,             # for scores that want them
 ) -> Ticket:                            # untrained
-    "Keep the weights that are largest before any training. Frankle et al. (2021), §4."
+    "Keep the weights that are largest before any training. Frankle et al. (2021)."
     return _pruned_at_once(dense.theta_0, dense, make_net, rates, score, allocation, loss, batches)

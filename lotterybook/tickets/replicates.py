@@ -33,8 +33,8 @@ def search_settings(
     data: str = 'digits',     # a data set that `load` knows
     net: str = 'lenet',       # a network that `build` knows
     rounds: int = 15,         # of pruning
-    steps: int | None = None, # optimizer steps of each training; None: 1,000 on digits, else the paper's 50,000
-    rate: float = .2,  # fraction of survivors removed each round; of the output layer half as much
+    steps: int | None = None, # optimizer steps of each training; None: 1,000 on digits, else 50,000
+    rate: float = .2,         # fraction of survivors removed each round; half as much of the output layer
     lr: float = 1.2e-3,       # Adam's learning rate
     batch_size: int = 60,     # examples per step
     eval_every: int = 100,    # steps between looks at the validation set
@@ -47,7 +47,8 @@ def search_settings(
     steps = (1000 if data == 'digits' else 50_000) if steps is None else steps
     for name, value in dict(steps=steps, batch_size=batch_size, eval_every=eval_every).items():
         if value < 1: raise ValueError(f'{name}={value} must be at least 1')
-    return dict(data=data, net=net, rounds=rounds, steps=steps, rate=rate, lr=lr, batch_size=batch_size, eval_every=eval_every, device=device)
+    return dict(data=data, net=net, rounds=rounds, steps=steps, rate=rate, lr=lr,
+                batch_size=batch_size, eval_every=eval_every, device=device)
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-plan
 def search_plan(
@@ -61,7 +62,8 @@ def search_plan(
     for c in conditions:
         if c not in CONDITIONS: raise ValueError(f'unknown condition {c!r}; known are {", ".join(CONDITIONS)}')
     if 'ticket' not in conditions: raise ValueError('conditions must name ticket: the controls are made from it')
-    if at - set(range(1, rounds + 1)): raise ValueError(f'control rounds {sorted(at)} must lie in 1 to {rounds}')
+    if at - set(range(1, rounds + 1)):
+        raise ValueError(f'control rounds {sorted(at)} must lie in 1 to {rounds}')
     return [dict(seed=s, round=r, condition=c) for s in seeds for r in range(rounds + 1)
             for c in CONDITIONS if c in conditions and (c == 'ticket' or r in at)]
 
@@ -75,7 +77,7 @@ def run_file(
 def needs(
     config: dict,  # one run of a plan
 ) -> list[dict]:   # runs of the same plan
-    "What must be finished before a run: the round before, the dense network, or the ticket that a control copies."
+    "What must be finished before: the last round, the dense network, or the ticket a control copies."
     def ticket(r): return [dict(config, round=r, condition='ticket')]
     if config['condition'] == 'ticket': return ticket(config['round'] - 1) if config['round'] else []
     return ticket(0 if config['condition'] in ('one_shot', 'magnitude_at_init') else config['round'])
@@ -145,12 +147,14 @@ def run_one(
     else:
         ticket = _control(condition, out, seed, r, make_net, search)
         checkpoint = Path(out)/f'.{run_file(config)}.checkpoint'
-        outcome = call_training(train_net, rewind(make_net(), ticket.theta_0, ticket.masks), ticket.masks, checkpoint=checkpoint)
+        net = rewind(make_net(), ticket.theta_0, ticket.masks)
+        outcome = call_training(train_net, net, ticket.masks, checkpoint=checkpoint)
         checkpoint.unlink(missing_ok=True)
     return dict(outcome, remaining=remaining(ticket.masks), seconds=time.perf_counter() - began)
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-table
-COLUMNS = ('seed', 'round', 'condition', 'remaining', 'stop_step', 'stop_accuracy', 'end_accuracy', 'train_accuracy', 'stop_loss')
+COLUMNS = ('seed', 'round', 'condition', 'remaining', 'stop_step', 'stop_accuracy', 'end_accuracy',
+           'train_accuracy', 'stop_loss')
 
 def row(
     run: dict,  # config and result
@@ -174,7 +178,7 @@ def search(
     out: str | Path,    # folder for results and tickets
     **options: object,  # of `sweep`: workers, executor, progress
 ) -> list[dict]:        # a row per run, with `COLUMNS`
-    "Do what is missing of a search. Stopped at any moment, it goes on when called again, and ends with the same bits."
+    "Do what is missing of a search. Stopped at any moment, it goes on when called again, to the same bits."
     keep = Path(out)/'search.json'
     if keep.exists():
         before = json.loads(keep.read_text())
@@ -182,7 +186,8 @@ def search(
         told = ', '.join(f'{k} was {before.get(k)}, not {settings[k]}' for k in differ)
         if differ: raise ValueError(f'{out} holds another search: {told}. Name another folder.')
     write_atomically(keep, json.dumps(settings, indent=1) + '\n')
-    results = sweep(partial(run_one, settings=settings, out=str(out)), plan, Path(out)/'runs', after=needs, name=run_file, **options)
+    run = partial(run_one, settings=settings, out=str(out))
+    results = sweep(run, plan, Path(out)/'runs', after=needs, name=run_file, **options)
     return [row(dict(c, **r)) for c, r in zip(plan, results)]
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-draw
