@@ -14,10 +14,10 @@ def write_atomically(
     path: str | Path,      # the file; its folder is made if it is missing
     content: str | bytes,  # all of it
 ) -> Path:                 # `path`
-    "Write a file so that a reader sees the old one or the new one, never a part."
+    "Write a file so that a reader sees the old one or the new one, never a part. POSIX.1-2017, `rename`."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')  # processes do not share it
+    part = path.with_name(f'.{path.name}.{os.urandom(4).hex()}.part')  # no other thread, process or machine writes it
     data = content.encode() if isinstance(content, str) else content
     try:
         with open(part, 'wb') as f:
