@@ -6,11 +6,9 @@
 __all__ = ['Ticket', 'save_ticket', 'load_ticket', 'ticket_to_torch', 'ticket_from_torch']
 
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-imports
-import errno
 import json
 from pathlib import Path
 from typing import NamedTuple
-import torch
 from torch import Tensor, nn
 from ..foundations.results import write_atomically
 from ..pruning.masks import check_masks, from_torch_prune, to_torch_prune
