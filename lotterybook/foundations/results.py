@@ -15,7 +15,6 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterable
-from io import StringIO
 from pathlib import Path
 from .files import write_atomically
 
@@ -23,9 +22,7 @@ from .files import write_atomically
 def _field(value: object) -> str:
     "A value as it stands in a CSV field."
     if value is None: return ''
-    if isinstance(value, str):
-        if not isinstance(_value(value), str): return repr(value)  # text that looks like a number keeps its quotes
-        return value
+    if isinstance(value, str): return value if _value(value) == value else f"'{value}'"  # quoted where it would be misread
     if isinstance(value, (bool, int)): return str(value)
     if isinstance(value, float): return repr(float(value))
     raise ValueError(f'a row holds None, bool, int, float or str, not {value!r} ({type(value).__name__})')
@@ -37,8 +34,12 @@ def _value(field: str) -> object:
     for kind in (int, float):
         try: return kind(field)
         except ValueError: pass
-    if field[0] in '\'"' and field[-1] == field[0] and len(field) > 1: return field[1:-1]
+    if len(field) > 1 and field[0] == field[-1] and field[0] in '\'"': return field[1:-1]
     return field
+
+def _line(fields: Iterable[str]) -> str:
+    "Fields as a line of CSV, RFC 4180; Python's writer leaves a lone carriage return bare, and its reader stumbles over it."
+    return ','.join('"' + o.replace('"', '""') + '"' if set(o) & set(',"\r\n') else o for o in fields) or '""'
 
 def write_rows(
     path: str | Path,      # a `.csv`
@@ -48,16 +49,18 @@ def write_rows(
     rows = list(rows)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [columns, *([_field(row.get(name)) for name in columns] for row in rows)]
-    text = StringIO()
-    csv.writer(text, lineterminator='\n').writerows(lines)
-    return write_atomically(path, text.getvalue())
+    return write_atomically(path, ''.join(_line(o) + '\n' for o in lines))
 
 def read_rows(
     path: str | Path,  # a `.csv` that `write_rows` wrote
 ) -> list[dict]:       # the same rows
     "Read rows, types restored."
     with open(path, newline='', encoding='utf-8') as f:
-        return [{name: _value(field) for name, field in row.items()} for row in csv.DictReader(f)]
+        rows = list(csv.DictReader(f))
+    for k, row in enumerate(rows):
+        if None in row or None in row.values():  # too many fields, or too few
+            raise ValueError(f'{path} is damaged: row {k + 1} has not as many fields as there are columns: {row}')
+    return [{name: _value(field) for name, field in row.items()} for row in rows]
 
 # %% ../../nbs/0_foundations/020_results.ipynb #export-provenance
 def _commit() -> str | None:
@@ -111,8 +114,9 @@ def save_rows(
     **settings: object,    # parameters and seeds of the run, and its seconds
 ) -> Path:                 # the CSV
     "Write rows, and beside them the settings and the machine they came from."
+    beside = json.dumps(dict(settings, **provenance(device)), indent=1) + '\n'  # what JSON cannot hold fails here, before a file is there
     path = write_rows(result_path(experiment, f'{run}.csv'), rows)
-    write_atomically(path.with_suffix('.json'), json.dumps(dict(settings, **provenance(device)), indent=1) + '\n')
+    write_atomically(path.with_suffix('.json'), beside)
     return path
 
 def _found(experiment: str, name: str) -> Path:
@@ -143,6 +147,8 @@ def interval(
 ) -> tuple[float, float, float]: # mean, lower end, upper end
     "Mean and Student's t interval."
     values = [float(o) for o in values]
+    if not 0 < confidence < 1: raise ValueError(f'confidence={confidence} must lie between 0 and 1')
+    if odd := [o for o in values if not math.isfinite(o)]: raise ValueError(f'an interval needs finite values, not {odd}')
     if len(values) < 2: raise ValueError(f'an interval needs two values at least, not {len(values)}')
     from scipy.stats import t
     n, mean = len(values), math.fsum(values)/len(values)
