@@ -8,7 +8,9 @@ __all__ = ['FOLDERS', 'SOURCES', 'CHECKSUMS', 'DATASETS', 'Splits', 'from_tensor
 
 # %% ../../nbs/0_foundations/030_data.ipynb #export-imports
 import gzip
+import math
 import os
+import zlib
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -44,8 +46,9 @@ def _checked(x, y, part: str) -> tuple[Tensor, Tensor]:
     x, y = torch.as_tensor(x), torch.as_tensor(y)
     if len(x) != len(y): raise ValueError(f'{part}: {len(x)} inputs, but {len(y)} labels')
     if not len(x): raise ValueError(f'{part}: no examples')
-    if y.dim() != 1 or y.is_floating_point() or y.min() < 0:
-        raise ValueError(f'{part}: labels must be whole numbers from 0, one per example, not {y.dtype} of shape {tuple(y.shape)} from {y.min().item()}')
+    if y.dim() != 1 or y.is_floating_point() or y.is_complex() or y.min() < 0:
+        low = '' if y.is_complex() else f' from {y.min().item()}'
+        raise ValueError(f'{part}: labels must be whole numbers from 0, one per example, not {y.dtype} of shape {tuple(y.shape)}{low}')
     x = x.float()
     if not x.isfinite().all(): raise ValueError(f'{part}: {int((~x.isfinite()).sum())} inputs are not finite')
     return x, y.long()
@@ -61,6 +64,8 @@ def from_tensors(
     (x, y), (x_test, y_test) = _checked(x, y, 'train'), _checked(x_test, y_test, 'test')
     held = round(validation*len(x)) if validation < 1 else int(validation)
     if not 0 < held < len(x): raise ValueError(f'validation={validation!r} leaves {held} of {len(x)} training examples for validation')
+    if x.shape[1:] != x_test.shape[1:]:
+        raise ValueError(f'a training input has shape {tuple(x.shape[1:])}, a test input {tuple(x_test.shape[1:])}')
     if y_test.max() > y.max(): raise ValueError(f'test: label {int(y_test.max())} does not occur in training, whose labels end at {int(y.max())}')
     order = torch.randperm(len(x), generator=rng(seed, 'validation split'))
     kept, out = order[held:].sort().values, order[:held].sort().values
@@ -71,11 +76,24 @@ def from_dataset(
     test: torch.utils.data.Dataset,  # the same
     **options: object,               # `validation`, `seed`, `name` of `from_tensors`
 ) -> Splits:                         # three parts, in memory
-    "Any map-style PyTorch data set, read once into memory. Random transforms are drawn once."
-    def gathered(data):
-        pairs = [data[i] for i in range(len(data))]
-        return torch.stack([torch.as_tensor(np.asarray(x)) for x, _ in pairs]), torch.tensor([int(y) for _, y in pairs])
-    return from_tensors(*gathered(train), *gathered(test), **options)
+    "Any map-style PyTorch data set, read once into memory. Pixels stay as they are; random transforms are drawn once."
+    return from_tensors(*_gathered(train, 'train'), *_gathered(test, 'test'), **options)
+
+def _gathered(data: torch.utils.data.Dataset, part: str) -> tuple[Tensor, Tensor]:
+    "All inputs and all labels of a data set, or an error that names the example."
+    if not hasattr(data, '__len__'): raise ValueError(f'{part}: {type(data).__name__} has no length; give a data set with examples 0 to n - 1')
+    if not len(data): raise ValueError(f'{part}: no examples')
+    xs, ys = [], []
+    for i in range(len(data)):  # not `for o in data`: many data sets never say that they end
+        example = data[i]
+        if not isinstance(example, (tuple, list)) or len(example) != 2:
+            raise ValueError(f'{part}: example {i} is no pair (input, label) but {type(example).__name__}')
+        x, y = example
+        xs.append(x.detach().cpu() if isinstance(x, Tensor) else torch.as_tensor(np.array(x)))
+        ys.append(torch.as_tensor(y))
+        if xs[i].shape != xs[0].shape: raise ValueError(f'{part}: example {i} has shape {tuple(xs[i].shape)}, the first {tuple(xs[0].shape)}')
+        if ys[i].dim(): raise ValueError(f'{part}: the label of example {i} is {y!r}, not one number')
+    return torch.stack(xs), torch.stack(ys).cpu()
 
 # %% ../../nbs/0_foundations/030_data.ipynb #export-files
 FOLDERS = {'mnist': 'MNIST/raw', 'fashion_mnist': 'FashionMNIST/raw'}
@@ -140,10 +158,14 @@ def read_idx(
     path: str | Path,  # a `.gz`
 ) -> np.ndarray:       # uint8, in the shape the header names
     "Read an idx file of bytes."
-    raw = gzip.decompress(Path(path).read_bytes())
-    if raw[:3] != b'\0\0\x08': raise ValueError(f'{path} is no idx file of bytes: it begins {raw[:4]!r}')
-    shape = np.frombuffer(raw, '>u4', count=raw[3], offset=4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4*raw[3]).reshape(shape)
+    try: raw = gzip.decompress(Path(path).read_bytes())
+    except (gzip.BadGzipFile, EOFError, zlib.error) as e: raise ValueError(f'{path} is no whole gzip file: {e}') from e
+    if len(raw) < 4 or raw[:3] != b'\0\0\x08' or len(raw) < 4 + 4*raw[3]:
+        raise ValueError(f'{path} is no idx file of bytes: it begins {raw[:4]!r}')
+    shape = tuple(np.frombuffer(raw, '>u4', count=raw[3], offset=4).tolist())
+    numbers = np.frombuffer(raw, np.uint8, offset=4 + 4*raw[3])
+    if math.prod(shape) != len(numbers): raise ValueError(f'{path} promises numbers of shape {shape}, and has {len(numbers)} of them')
+    return numbers.reshape(shape)
 
 # %% ../../nbs/0_foundations/030_data.ipynb #export-load
 def _digits(seed: int) -> Splits:
