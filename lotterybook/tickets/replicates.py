@@ -200,6 +200,7 @@ def _draw_measure(
     measure: str,     # one of `MEASURES`
 ) -> None:
     "Every condition's curve of one measure against weights remaining."
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
     from lotterybook.foundations import plots
     label, scale = MEASURES[measure]
     left  = {r['round']: r['remaining'] for r in rows}  # the same for every condition
@@ -214,6 +215,11 @@ def _draw_measure(
         ends.append((sum(last)/len(last), plots.METHODS[c].label, plots.METHODS[c].color))
     plots.remaining_axis(ax)
     ax.set_ylabel(label)
+    if measure == 'stop_step' and max(table.values()) > 4*min(table.values()):  # spread over decades
+        ax.set_yscale('log')
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(StrMethodFormatter('{x:,.0f}'))
     dense = [v for (c, n, _), v in table.items() if (c, n) == ('ticket', 0)]
     if dense:
         level = sum(dense)/len(dense)
