@@ -13,35 +13,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # %% ../../nbs/0_foundations/035_sparse_inputs.ipynb #export-kernel
+def _add_rows(x, m, start, out):
+    "out[r] = start + Σ_k x[r, k] m[k], over the k where x is not 0."
+    rows, inner = x.shape
+    lit = np.empty(inner + 1, np.int64)
+    for r in range(rows):
+        n = 0
+        for k in range(inner):
+            lit[n] = k
+            n += x[r, k] != 0
+        o, i = out[r], 0
+        o[:] = start  # here, where the row is in the cache for what follows
+        while i + 4 <= n:
+            a, b, c, d = lit[i], lit[i+1], lit[i+2], lit[i+3]
+            va, vb, vc, vd = x[r, a], x[r, b], x[r, c], x[r, d]
+            ma, mb, mc, md = m[a], m[b], m[c], m[d]
+            for j in range(o.size): o[j] += va*ma[j] + vb*mb[j] + vc*mc[j] + vd*md[j]
+            i += 4
+        for k in lit[i:n]:
+            v, mk = x[r, k], m[k]
+            for j in range(o.size): o[j] += v*mk[j]
+
 @cache
 def _kernel():
     "The compiled kernel; None where Numba is not to be had."
     try: from numba import njit
     except ImportError: return None
-
-    @njit(fastmath={'contract'}, cache=True)
-    def add_rows(x, m, start, out):
-        "out[r] = start + Σ_k x[r, k] m[k], over the k where x is not 0."
-        rows, inner = x.shape
-        lit = np.empty(inner + 1, np.int64)
-        for r in range(rows):
-            n = 0
-            for k in range(inner):
-                lit[n] = k
-                n += x[r, k] != 0
-            o, i = out[r], 0
-            o[:] = start  # here, where the row is in the cache for what follows
-            while i + 4 <= n:
-                a, b, c, d = lit[i], lit[i+1], lit[i+2], lit[i+3]
-                va, vb, vc, vd = x[r, a], x[r, b], x[r, c], x[r, d]
-                ma, mb, mc, md = m[a], m[b], m[c], m[d]
-                for j in range(o.size): o[j] += va*ma[j] + vb*mb[j] + vc*mc[j] + vd*md[j]
-                i += 4
-            for k in lit[i:n]:
-                v, mk = x[r, k], m[k]
-                for j in range(o.size): o[j] += v*mk[j]
-
-    return add_rows
+    try: return njit(_add_rows, fastmath={'contract'}, cache=True)
+    except RuntimeError: return njit(_add_rows, fastmath={'contract'})  # no folder to keep it in: compiled in every process
 
 # %% ../../nbs/0_foundations/035_sparse_inputs.ipynb #export-layer
 class _AddRows(torch.autograd.Function):
@@ -56,6 +55,8 @@ class _AddRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx, delta: Tensor) -> tuple:
         x, = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient will be differentiated again (create_graph): PyTorch can, the kernel cannot
+            return None, delta.t()@x, delta.sum(0) if ctx.needs_input_grad[2] else None
         grad = x.new_empty(x.shape[1], delta.shape[1])
         _kernel()(x.t().numpy(), delta.contiguous().numpy(), x.new_zeros(delta.shape[1]).numpy(), grad.numpy())
         return None, grad.t(), delta.sum(0) if ctx.needs_input_grad[2] else None
