@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,13 +78,14 @@ class RunFailed(RuntimeError):
 
 def _run_one(run: Callable, config: dict, file: Path) -> dict:
     "Do one run, and leave its result as a file."
-    result = run(config)
-    write_atomically(file, json.dumps(dict(config=config, result=result)) + '\n')
-    return result
+    text = json.dumps(dict(config=config, result=run(config)))
+    write_atomically(file, text + '\n')
+    return json.loads(text)['result']  # as the next sweep will read it: a tuple is a list already now
 
 def _read_result(file: Path, config: dict) -> dict:
     "A finished run's result; the file must be of this configuration."
-    kept = json.loads(file.read_text())
+    try: kept = json.loads(file.read_text())
+    except ValueError as e: raise ValueError(f'{file} is damaged ({e}); remove it, and its run is done again') from e
     if kept['config'] != json.loads(json.dumps(config)):
         raise ValueError(f'{file} is the result of {kept["config"]}, not of {config}; name another folder')
     return kept['result']
@@ -112,21 +113,38 @@ def sweep(
             with processes(min(workers, len(todo))) as pool: _drain(run, todo, done, files, pool, workers, progress)
     return [done[name(c)] for c in configs]
 
+def _submitted(executor: Executor, run: Callable, config: dict, file: Path) -> Future:
+    "The future of a run; one that has failed already if the engine takes no more."
+    try: return executor.submit(_run_one, run, config, file)
+    except Exception as e:  # its workers died between two runs
+        future = Future()
+        future.set_exception(e)
+        return future
+
+def _cancel(futures: Iterable[Future]) -> None:
+    "Take back what has not begun."
+    for future in futures: future.cancel()
+
 def _drain(run, todo: dict, done: dict, files: dict, executor: Executor, at_once: int, progress: bool) -> None:
-    "Hand out what is ready, at most `at_once` at a time, until nothing is left."
-    flying: dict[Future, str] = {}
-    with progress_bar(len(done) + len(todo), progress, unit='run', initial=len(done)) as bar:
-        while todo or flying:
-            ready = [n for n, (_, needs) in todo.items() if needs <= done.keys()]
-            for n in ready[:at_once - len(flying)]: flying[executor.submit(_run_one, run, todo.pop(n)[0], files[n])] = n
-            if not flying: raise ValueError(f'these runs wait for each other: {sorted(todo)}')
-            for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                n = flying.pop(future)
-                try: done[n] = future.result()
-                except Exception as e:
-                    raise RunFailed(f'run {n} failed ({type(e).__name__}: {e}); {len(done)} of {len(files)} are done and kept. '
-                                       'Started again, the sweep goes on with the others.') from e
-                if bar: bar.update()
+    "Hand out what is ready, at most `at_once` at a time, until nothing is left; after a failure, hand out no more."
+    flying, failed = {}, {}
+    try:
+        with progress_bar(len(done) + len(todo), progress, unit='run', initial=len(done)) as bar:
+            while flying or (todo and not failed):
+                ready = [] if failed else [n for n, (_, needs) in todo.items() if needs <= done.keys()]
+                for n in ready[:at_once - len(flying)]: flying[_submitted(executor, run, todo.pop(n)[0], files[n])] = n
+                if not flying: raise ValueError(f'these runs wait for each other: {sorted(todo)}')
+                for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                    n = flying.pop(future)
+                    if future.cancelled(): continue
+                    if error := future.exception(): failed[n] = error
+                    else: done[n] = future.result()
+                    if bar and not error: bar.update()
+                if failed: _cancel(flying)  # what has not begun; the rest is finished and kept
+    finally: _cancel(flying)                # also at Ctrl-C
+    for n, e in failed.items():
+        raise RunFailed(f'run {n} failed ({type(e).__name__}: {e}); {len(done)} of {len(files)} are done and kept. '
+                        'Started again, the sweep goes on with what is missing.') from e
 
 # %% ../../nbs/0_foundations/060_sweeps.ipynb #example-run
 def example_run(
