@@ -6,6 +6,7 @@
 __all__ = ['verdict', 'compare', 'decide']
 
 # %% ../../nbs/0_foundations/070_claims.ipynb #export-imports
+import math
 from collections.abc import Iterable
 from .results import interval
 
@@ -18,6 +19,7 @@ def verdict(
 ) -> str:           # 'holds', 'fails' or 'undecided'
     "Whether an interval lies where a claim says."
     if side not in ('below', 'above', 'within'): raise ValueError(f'side is below, above or within, not {side!r}')
+    if not low <= high: raise ValueError(f'an interval runs from a low to a high end, not from {low} to {high}')
     if side == 'within' and margin <= 0: raise ValueError(f'within needs a margin above 0, not {margin}')
     holds, fails = {'below': (high < margin, low > margin), 'above': (low > margin, high < margin),
                     'within': (-margin < low and high < margin, low > margin or high < -margin)}[side]
@@ -26,7 +28,11 @@ def verdict(
 # %% ../../nbs/0_foundations/070_claims.ipynb #export-compare
 def _picked(rows: list[dict], claim: dict, prefix: str, unit: str) -> dict:
     "The claim's value in one of its two groups, by unit."
-    columns = {k.removeprefix('against_') for k in claim if k.startswith('against_')}
+    columns = [k.removeprefix('against_') for k in claim if k.startswith('against_')]
+    if missing := [k for k in ('value', 'compare', *columns) if k not in claim] or (not columns and ['against_…']):
+        raise ValueError(f'the claim {claim} names no {", ".join(missing)}')
+    if rows and (missing := [k for k in (claim['value'], unit, *columns) if k not in rows[0]]):
+        raise ValueError(f'the claim speaks of {", ".join(missing)}; the columns are {", ".join(rows[0])}')
     wanted = {k: claim[prefix + k] for k in columns}
     group = [r for r in rows if all(r[k] == v for k, v in wanted.items())]
     found = {r[unit]: r[claim['value']] for r in group}
@@ -39,10 +45,13 @@ def compare(
     unit: str = 'seed',  # the column by which they are paired
 ) -> dict:               # a number for each unit that has both
     "How far one group is from the other, unit by unit."
-    if claim['compare'] not in ('difference', 'relative'): raise ValueError(f'compare is difference or relative, not {claim["compare"]!r}')
+    if claim.get('compare') not in ('difference', 'relative'): raise ValueError(f'compare is difference or relative, not {claim.get("compare")!r}')
     a, b = _picked(rows, claim, '', unit), _picked(rows, claim, 'against_', unit)
-    scale = (lambda v: v) if claim['compare'] == 'relative' else (lambda v: 1)
-    return {u: (a[u] - b[u])/scale(b[u]) for u in a if u in b}
+    both = {u: (a[u], b[u]) for u in a if u in b}
+    for u, pair in both.items():
+        if any(v is None or not math.isfinite(v) for v in pair): raise ValueError(f'{claim["value"]} of {unit} {u} is {pair[0]} against {pair[1]}')
+        if claim['compare'] == 'relative' and not pair[1]: raise ValueError(f'{unit} {u}: nothing is relative to 0; compare by difference')
+    return {u: (x - y)/(y if claim['compare'] == 'relative' else 1) for u, (x, y) in both.items()}
 
 def decide(
     rows: list[dict],         # measurements
