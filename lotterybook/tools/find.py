@@ -30,20 +30,24 @@ def find(
     from lotterybook.tickets.replicates import CONDITIONS, finished_runs, row, search, search_plan, search_settings
     if seeds < 1: raise ValueError(f'seeds={seeds} must be at least 1')
     workers = os.cpu_count() or 1 if workers is None else workers
+    if workers < 1: raise ValueError(f'workers={workers} must be at least 1')
     settings = search_settings(data, net, rounds, **settings)
     fetch(data)  # missing or damaged files are told here, not by a worker
     plan = search_plan(rounds, range(seed, seed + seeds), conditions or CONDITIONS[:5], control_rounds)
     out = Path(out)
     done = len(finished_runs(out, plan))
-    if done == len(plan): print(f'All {done} runs are done already; nothing to do.')
-    else: print(f'{len(plan)} runs of {settings["steps"]:,} steps, {done} of them done; {workers} at a time.')
+    if done < len(plan): print(f'{len(plan)} runs of {settings["steps"]:,} steps, {done} of them done; {workers} at a time.')
+    def table(): return write_rows(out/'rows.csv', map(row, finished_runs(out, plan)))  # what is finished can be read, however this ends
     try: rows = search(settings, plan, out, workers=workers, progress=progress)
     except KeyboardInterrupt:
+        table()
         print(f'\nStopped with {len(finished_runs(out, plan))} of {len(plan)} runs done and kept in {out}. The same command goes on.')
         raise
-    except RunFailed as e: raise OSError(str(e)) from e  # a full disk, a killed worker: told in one line
-    finally: # what is finished can be read, however this ends
-        if kept := finished_runs(out, plan): write_rows(out/'rows.csv', map(row, kept))
+    except RunFailed as e:  # a full disk, a killed worker: told in one line
+        table()
+        raise OSError(str(e)) from e
+    if done == len(plan): print(f'All {done} runs are done already; nothing to do.')
+    table()
     _draw(rows, out)
     print(f'table    {out/"rows.csv"}\npicture  {out/"curve.png"}\ntickets  {out/"ticket-seed*-round*.safetensors"}')
     return rows
