@@ -69,7 +69,8 @@ def load_checkpoint(
     "Read a state back into `net`, `optimizer` and PyTorch's generators; the rest is returned."
     run = _read(path)
     differ = [k for k, v in run['fingerprint'].items() if fingerprint.get(k) != v]
-    if differ: raise ValueError(f'{path} is the checkpoint of another run: {", ".join(differ)} differ. Remove it, or name another file.')
+    if differ:
+        raise ValueError(f'{path} is the checkpoint of another run: {", ".join(differ)} differ. Remove it, or name another file.')
     net.load_state_dict(run.pop('net'))
     optimizer.load_state_dict(run.pop('optimizer'))
     torch.set_rng_state(run.pop('cpu_random'))

@@ -45,12 +45,15 @@ def compare(
     unit: str = 'seed',  # the column by which they are paired
 ) -> dict:               # a number for each unit that has both
     "How far one group is from the other, unit by unit."
-    if claim.get('compare') not in ('difference', 'relative'): raise ValueError(f'compare is difference or relative, not {claim.get("compare")!r}')
+    if claim.get('compare') not in ('difference', 'relative'):
+        raise ValueError(f'compare is difference or relative, not {claim.get("compare")!r}')
     a, b = _picked(rows, claim, '', unit), _picked(rows, claim, 'against_', unit)
     both = {u: (a[u], b[u]) for u in a if u in b}
     for u, pair in both.items():
-        if any(v is None or not math.isfinite(v) for v in pair): raise ValueError(f'{claim["value"]} of {unit} {u} is {pair[0]} against {pair[1]}')
-        if claim['compare'] == 'relative' and not pair[1]: raise ValueError(f'{unit} {u}: nothing is relative to 0; compare by difference')
+        if any(v is None or not math.isfinite(v) for v in pair):
+            raise ValueError(f'{claim["value"]} of {unit} {u} is {pair[0]} against {pair[1]}')
+        if claim['compare'] == 'relative' and not pair[1]:
+            raise ValueError(f'{unit} {u}: nothing is relative to 0; compare by difference')
     return {u: (x - y)/(y if claim['compare'] == 'relative' else 1) for u, (x, y) in both.items()}
 
 def decide(

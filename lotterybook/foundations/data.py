@@ -66,7 +66,8 @@ def from_tensors(
     if not 0 < held < len(x): raise ValueError(f'validation={validation!r} leaves {held} of {len(x)} training examples for validation')
     if x.shape[1:] != x_test.shape[1:]:
         raise ValueError(f'a training input has shape {tuple(x.shape[1:])}, a test input {tuple(x_test.shape[1:])}')
-    if y_test.max() > y.max(): raise ValueError(f'test: label {int(y_test.max())} does not occur in training, whose labels end at {int(y.max())}')
+    if y_test.max() > y.max():
+        raise ValueError(f'test: label {int(y_test.max())} does not occur in training, whose labels end at {int(y.max())}')
     order = torch.randperm(len(x), generator=rng(seed, 'validation split'))
     kept, out = order[held:].sort().values, order[:held].sort().values
     return Splits(name, x[kept], y[kept], x[out], y[out], x_test, y_test, int(y.max()) + 1)
@@ -81,7 +82,8 @@ def from_dataset(
 
 def _gathered(data: torch.utils.data.Dataset, part: str) -> tuple[Tensor, Tensor]:
     "All inputs and all labels of a data set, or an error that names the example."
-    if not hasattr(data, '__len__'): raise ValueError(f'{part}: {type(data).__name__} has no length; give a data set with examples 0 to n - 1')
+    if not hasattr(data, '__len__'):
+        raise ValueError(f'{part}: {type(data).__name__} has no length; give a data set with examples 0 to n - 1')
     if not len(data): raise ValueError(f'{part}: no examples')
     xs, ys = [], []
     for i in range(len(data)):  # not `for o in data`: many data sets never say that they end
@@ -91,7 +93,8 @@ def _gathered(data: torch.utils.data.Dataset, part: str) -> tuple[Tensor, Tensor
         x, y = example
         xs.append(x.detach().cpu() if isinstance(x, Tensor) else torch.as_tensor(np.array(x)))
         ys.append(torch.as_tensor(y))
-        if xs[i].shape != xs[0].shape: raise ValueError(f'{part}: example {i} has shape {tuple(xs[i].shape)}, the first {tuple(xs[0].shape)}')
+        if xs[i].shape != xs[0].shape:
+            raise ValueError(f'{part}: example {i} has shape {tuple(xs[i].shape)}, the first {tuple(xs[0].shape)}')
         if ys[i].dim(): raise ValueError(f'{part}: the label of example {i} is {y!r}, not one number')
     return torch.stack(xs), torch.stack(ys).cpu()
 

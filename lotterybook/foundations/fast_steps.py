@@ -29,7 +29,8 @@ def _as_it_lies(t: Tensor) -> Tensor:
 
 def _checked_weight(p: Tensor) -> Tensor:
     "`p`, if its numbers fill their place in memory without gaps."
-    if not isinstance(p, Tensor): raise ValueError(f'FusedAdam takes weights, not groups of them ({type(p).__name__}); use torch.optim.Adam for groups')
+    if not isinstance(p, Tensor):
+        raise ValueError(f'FusedAdam takes weights, not groups of them ({type(p).__name__}); use torch.optim.Adam for groups')
     if torch.empty_like(p, device='meta').stride() == p.stride(): return p  # PyTorch keeps strides where there are no gaps
     raise ValueError(f'a weight of shape {tuple(p.shape)} and strides {p.stride()} has gaps in memory; make it .contiguous()')
 

@@ -114,7 +114,7 @@ def save_rows(
     **settings: object,    # parameters and seeds of the run, and its seconds
 ) -> Path:                 # the CSV
     "Write rows, and beside them the settings and the machine they came from."
-    beside = json.dumps(dict(settings, **provenance(device)), indent=1) + '\n'  # what JSON cannot hold fails here, before a file is there
+    beside = json.dumps(dict(settings, **provenance(device)), indent=1) + '\n'  # what it cannot hold fails before a file is there
     path = write_rows(result_path(experiment, f'{run}.csv'), rows)
     write_atomically(path.with_suffix('.json'), beside)
     return path

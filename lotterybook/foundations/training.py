@@ -118,7 +118,8 @@ def _look(net, data, run: dict, step: int) -> None:
     "Validate after `step` steps; remember the weights if this is the smallest loss so far."
     value, accuracy = evaluate(net, data.x_validation, data.y_validation)
     if not math.isfinite(value):
-        raise FloatingPointError(f'the validation loss is {value} after step {step - 1}: training stopped. Try a smaller learning rate.')
+        raise FloatingPointError(f'the validation loss is {value} after step {step - 1}: training stopped. '
+                                 'Try a smaller learning rate.')
     run['step'] = step
     run['history'].append(dict(step=step, validation_loss=value, validation_accuracy=accuracy))
     if run['best'] is None or value < run['best']['loss']: run['best'] = dict(step=step, loss=value, weights=copies(net))

@@ -37,7 +37,7 @@ def find(
     out = Path(out)
     done = len(finished_runs(out, plan))
     if done < len(plan): print(f'{len(plan)} runs of {settings["steps"]:,} steps, {done} of them done; {workers} at a time.')
-    def table(): return write_rows(out/'rows.csv', map(row, finished_runs(out, plan)))  # what is finished can be read, however this ends
+    def table(): return write_rows(out/'rows.csv', map(row, finished_runs(out, plan)))  # readable however this ends
     try: rows = search(settings, plan, out, workers=workers, progress=progress)
     except KeyboardInterrupt:
         table()
