@@ -42,15 +42,14 @@ class Splits(NamedTuple):
 
 # %% ../../nbs/0_foundations/030_data.ipynb #export-from-tensors
 def _checked(x, y, part: str) -> tuple[Tensor, Tensor]:
-    "Inputs as float32 and labels as int64, or an error that names the part."
+    "Inputs as a tensor and labels as int64, or an error that names the part."
     x, y = torch.as_tensor(x), torch.as_tensor(y)
     if len(x) != len(y): raise ValueError(f'{part}: {len(x)} inputs, but {len(y)} labels')
     if not len(x): raise ValueError(f'{part}: no examples')
     if y.dim() != 1 or y.is_floating_point() or y.is_complex() or y.min() < 0:
         low = '' if y.is_complex() else f' from {y.min().item()}'
         raise ValueError(f'{part}: labels must be whole numbers from 0, one per example, not {y.dtype} of shape {tuple(y.shape)}{low}')
-    x = x.float()
-    if not x.isfinite().all(): raise ValueError(f'{part}: {int((~x.isfinite()).sum())} inputs are not finite')
+    if x.is_floating_point() and not x.isfinite().all(): raise ValueError(f'{part}: {int((~x.isfinite()).sum())} inputs are not finite')
     return x, y.long()
 
 def from_tensors(
@@ -70,7 +69,7 @@ def from_tensors(
         raise ValueError(f'test: label {int(y_test.max())} does not occur in training, whose labels end at {int(y.max())}')
     order = torch.randperm(len(x), generator=rng(seed, 'validation split'))
     kept, out = order[held:].sort().values, order[:held].sort().values
-    return Splits(name, x[kept], y[kept], x[out], y[out], x_test, y_test, int(y.max()) + 1)
+    return Splits(name, x[kept].float(), y[kept], x[out].float(), y[out], x_test.float(), y_test, int(y.max()) + 1)
 
 def from_dataset(
     train: torch.utils.data.Dataset, # pairs (input, label); inputs tensors, arrays or pictures
@@ -190,5 +189,7 @@ def load(
     files = fetch(name, folder)
     def part(which):
         x = torch.from_numpy(read_idx(files[f'{which}-images-idx3-ubyte.gz']).copy())
-        return x.unsqueeze(1).float()/255, torch.from_numpy(read_idx(files[f'{which}-labels-idx1-ubyte.gz']).astype(np.int64))
-    return from_tensors(*part('train'), *part('t10k'), 5000, seed, name)
+        return x.unsqueeze(1), torch.from_numpy(read_idx(files[f'{which}-labels-idx1-ubyte.gz']).astype(np.int64))
+    s = from_tensors(*part('train'), *part('t10k'), 5000, seed, name)  # bytes up to here: a quarter of the memory
+    for x in (s.x_train, s.x_validation, s.x_test): x.div_(255)
+    return s

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .checkpoints import copies, fingerprint, load_checkpoint, save_checkpoint
 from .data import Splits
-from .fast_steps import FusedAdam, flushed_denormals, keep_memory
+from .fast_steps import FusedAdam, flushed_denormals
 from .randomness import rng, seed_everything
 
 # %% ../../nbs/0_foundations/050_training.ipynb #export-batches
@@ -174,7 +174,6 @@ def train(
 ) -> dict:                                # stop_step, stop_loss, stop_accuracy, end_accuracy, train_accuracy, seconds, history
     "Train a classifier, judged as in Frankle & Carbin (2019), §2: early stop by validation loss, test data read twice."
     end_step = _checked_steps(steps, start_step, end_step, eval_every)
-    keep_memory()
     data, checkpoint = data.to(device), checkpoint and Path(checkpoint)
     net.to(device).train()
     masking = _Masking(net, masks)
