@@ -15,8 +15,8 @@ from pathlib import Path
 from torch import Tensor, nn
 from ..foundations.data import DATASETS, Splits, load
 from ..foundations.networks import NETWORKS, build
-from ..foundations.results import write_atomically
-from ..foundations.sweeps import sweep
+from ..foundations.files import write_atomically
+from ..foundations.sweeps import read_result, sweep
 from ..foundations.training import train
 from ..pruning.allocation import per_layer
 from ..pruning.masks import remaining
@@ -167,9 +167,8 @@ def finished_runs(
     plan: list[dict],  # of `search_plan`
 ) -> list[dict]:       # config and result of those that are done, in the plan's order
     "What a search has done so far."
-    files = [Path(out)/'runs'/f'{run_file(c)}.json' for c in plan]
-    kept = [json.loads(f.read_text()) for f in files if f.exists()]
-    return [dict(o['config'], **o['result']) for o in kept]
+    files = {run_file(c): Path(out)/'runs'/f'{run_file(c)}.json' for c in plan}
+    return [dict(c, **read_result(files[run_file(c)], c)) for c in plan if files[run_file(c)].exists()]
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-search
 def search(
