@@ -60,11 +60,13 @@ def decide(
     rows: list[dict],         # measurements
     claims: Iterable[dict],   # committed before them
     unit: str = 'seed',       # the column by which they are paired
+    least: int = 5,           # with fewer units there is no interval, and a claim stays undecided
 ) -> list[dict]:              # the claims, each with n, mean, low, high and verdict
-    "The verdict on each claim: 95 % t interval over the units; undecided below two."
+    "The verdict on each claim, by the 95 % t interval over the units."
+    if least < 2: raise ValueError(f'least={least}: an interval needs two values at least')
     def decided(claim):
         values = list(compare(rows, claim, unit).values())
-        mean, low, high = interval(values) if len(values) > 1 else (None, None, None)
+        mean, low, high = interval(values) if len(values) >= least else (sum(values)/len(values) if values else None, None, None)
         return dict(claim, n=len(values), mean=mean, low=low, high=high,
                     verdict='undecided' if low is None else verdict(low, high, claim['side'], claim['margin']))
     return [decided(c) for c in claims]
