@@ -10,17 +10,26 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 from torch import Tensor, nn
-from ..foundations.results import write_atomically
+from ..foundations.files import write_atomically
 from ..pruning.masks import check_masks, from_torch_prune, to_torch_prune
 from .one_shot import check_fit, rewind, snapshot
 
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-ticket
-class Ticket(NamedTuple):
+class _Parts(NamedTuple):
+    theta_0: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    theta_T: dict[str, Tensor] | None
+    settings: dict
+
+class Ticket(_Parts):
     "A subnetwork `f(x; m ⊙ theta_0)`, and where its training led."
-    theta_0: dict[str, Tensor]  # weights and buffers at the start (or at the rewind step)
-    masks: dict[str, Tensor]                 # bool, True is kept
-    theta_T: dict[str, Tensor] | None = None # after training; None before it
-    settings: dict = {}                      # how it was found, as JSON can hold it
+    __slots__ = ()
+    def __new__(cls,
+        theta_0: dict[str, Tensor],              # weights and buffers at the start (or at the rewind step)
+        masks: dict[str, Tensor],                # bool, True is kept
+        theta_T: dict[str, Tensor] | None = None,# after training; None before it
+        settings: dict | None = None,            # how it was found, as JSON can hold it; None: nothing is told
+    ): return super().__new__(cls, theta_0, masks, theta_T, {} if settings is None else settings)
 
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-save
 def _as_json(
@@ -30,16 +39,28 @@ def _as_json(
     try: return json.dumps(settings)
     except TypeError as e: raise ValueError(f'settings of a ticket hold numbers, text, lists and dicts: {e}') from e
 
+def _in_order(
+    content: bytes, # a file
+) -> bytes:         # the same, its metadata sorted
+    "The same bytes for the same ticket: safetensors writes metadata in an order that changes from save to save."
+    size   = int.from_bytes(content[:8], 'little')
+    header = json.loads(content[8:8 + size])
+    header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+    text  = json.dumps(header, separators=(',', ':')).encode()
+    text += b' '*(-len(text) % 8)  # numbers begin at a multiple of eight
+    return len(text).to_bytes(8, 'little') + text + content[8 + size:]
+
 def save_ticket(
     ticket: Ticket,    # any device
     path: str | Path,  # a `.safetensors`; its folder is made if it is missing
 ) -> Path:             # `path`
-    "Write a ticket as safetensors: `init.*`, `mask.*`, `final.*`, and the settings as one JSON string."
+    "Write a ticket as safetensors: `init.*`, `mask.*`, `final.*`; as JSON in its header, the settings and all names."
     from safetensors.torch import save
     parts   = dict(init=ticket.theta_0, mask=ticket.masks, final=ticket.theta_T or {})
     tensors = {f'{part}.{k}': v.detach().cpu().contiguous()
                for part, group in parts.items() for k, v in group.items()}
-    content = save(tensors, {'settings': _as_json(ticket.settings)})
+    notes   = dict(settings=_as_json(ticket.settings), keys=json.dumps(sorted(tensors)))
+    content = _in_order(save(tensors, notes))
     try: return write_atomically(path, content)
     except OSError as e:
         said = f'the ticket was not written ({len(content):,} bytes): {e.strerror}; what was there before is untouched'
@@ -47,17 +68,20 @@ def save_ticket(
 
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-read
 def _read(
-    path: Path,                      # a `.safetensors`
-) -> tuple[dict[str, Tensor], dict]: # tensors by name, settings
+    path: Path, # a `.safetensors`
+) -> tuple[dict[str, Tensor], dict, list]: # tensors by name, settings, names that should be there
     "What stands in a file, or why it cannot be read."
     from safetensors import SafetensorError, safe_open
     if not path.is_file(): raise ValueError(f'no ticket at {path}')
     try:
         with safe_open(path, 'pt') as f:
             tensors = {k: f.get_tensor(k) for k in f.keys()}
-            return tensors, json.loads((f.metadata() or {}).get('settings', '{}'))
+            notes   = f.metadata() or {}
+            settings, keys = json.loads(notes.get('settings', '{}')), json.loads(notes.get('keys', '[]'))
     except SafetensorError as e: raise ValueError(f'{path} is no safetensors file, or was cut off: {e}') from e
     except json.JSONDecodeError as e: raise ValueError(f'{path}: its settings are no JSON: {e}') from e
+    if not isinstance(keys, list): raise ValueError(f'{path}: its list of keys is a {type(keys).__name__}')
+    return tensors, settings, keys
 
 def _binary(
     name: str,    # of the weight
@@ -95,7 +119,9 @@ def load_ticket(
 ) -> Ticket:                      # on the CPU
     "Read a ticket; whatever is wrong with it is named."
     path = Path(path)
-    tensors, settings = _read(path)
+    tensors, settings, keys = _read(path)
+    absent = [str(k) for k in keys if str(k) not in tensors]
+    if absent: raise ValueError(f'{path}: {", ".join(absent)} {"is" if len(absent) == 1 else "are"} missing')
     def part(name): return {k.split('.', 1)[1]: v for k, v in tensors.items() if k.startswith(name + '.')}
     init, final = part('init'), part('final')
     masks = {k: _binary(k, m, path) for k, m in part('mask').items()}
