@@ -63,3 +63,11 @@ class FusedAdam(torch.optim.Adam):
             row.grad = _as_it_lies(grad)
         super().step()
         return loss
+
+    def moments(
+        self,
+        p: nn.Parameter,  # a weight that it trains
+    ) -> list[Tensor]:    # the means of its gradient and of the squares, in its shape; no copies
+        "What is remembered of a weight; nothing before its first step."
+        return [kept.as_strided(p.shape, p.stride()) for own, row in self.rows if own is p
+                for kept in self.state.get(row, {}).values() if kept.shape == row.shape]  # not the count of steps
