@@ -34,8 +34,10 @@ def _clear_moments(
 ) -> None:
     "Zero momentum and Adam's moments where weights are pruned."
     for p, where in gone.items():
-        for value in optimizer.state.get(p, {}).values():
-            if isinstance(value, Tensor) and value.shape == p.shape:   # not Adam's step counter
+        if hasattr(optimizer, 'moments'): memory = optimizer.moments(p)  # kept elsewhere (FusedAdam, page 048)
+        else: memory = optimizer.state.get(p, {}).values()
+        for value in memory:
+            if isinstance(value, Tensor) and value.shape == p.shape:     # not Adam's step counter
                 value.masked_fill_(where.to(value.device), 0)
 
 # %% ../../nbs/2_pruning/240_masked_training.ipynb #export-keep-pruned
@@ -49,12 +51,15 @@ def keep_pruned(
     apply_masks(net, masks)
     params = dict(net.named_parameters())
     gone, met = {params[name]: ~mask for name, mask in masks.items()}, []
-    def mask_gradient(p): p.grad.masked_fill_(gone[p].to(p.device), 0)
+    def where(p):                       # moved once, when the weight is first met on its device
+        if gone[p].device != p.device: gone[p] = gone[p].to(p.device)
+        return gone[p]
+    def mask_gradient(p): p.grad.masked_fill_(where(p), 0)
     def meet(opt, *_):                  # its memory may be older than the masks
         if not any(opt is other for other in met): met.append(opt); _clear_moments(opt, gone)
     @torch.no_grad()
     def mask_weights(*_):
-        for p, where in gone.items(): p.masked_fill_(where.to(p.device), 0)
+        for p in gone: p.masked_fill_(where(p), 0)
     hooks = [p.register_post_accumulate_grad_hook(mask_gradient) for p in gone if p.requires_grad]
     if optimizer is None: hooks += [before_any_step(meet), after_any_step(mask_weights)]
     else: meet(optimizer); hooks.append(optimizer.register_step_post_hook(mask_weights))
