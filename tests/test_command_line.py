@@ -25,6 +25,15 @@ def test_usage_errors(tmp_path):
     for args in ([], ['walk'], ['run', '-j', 'two'], ['find', '--data', 'digits']):
         assert lotterybook(*args, cwd=tmp_path).returncode == 2
 
+def test_control_rounds_that_are_none(tmp_path):
+    done = lotterybook('find', '--out', 'there', '--control-rounds', 'a', cwd=tmp_path)
+    assert done.returncode == 2 and "--control-rounds: 'a' is no list of rounds" in done.stderr and '_rounds value' not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+def test_help_of_find_names_its_defaults(tmp_path):
+    told = ' '.join(lotterybook('find', '--help', cwd=tmp_path).stdout.split())
+    for text in ('default: 0.2', '1,000 on digits, else 50,000', 'lenet or batchnorm_mlp', 'magnitude_at_init'): assert text in told
+
 def test_unknown_page(tmp_path):
     assert "no page '999'; the pages are" in one_line(lotterybook('run', '999', cwd=tmp_path))
     assert not list(tmp_path.iterdir())

@@ -30,7 +30,10 @@ def _run_arguments(parser):
 
 # %% ../../nbs/8_tools/890_command_line.ipynb #export-find-arguments
 def _names(text): return [o.strip() for o in text.split(',')]
-def _rounds(text): return [int(o) for o in text.split(',')]
+
+def _rounds(text):
+    try: return [int(o) for o in text.split(',')]
+    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is no list of rounds; write whole numbers and commas: 1,5,15') from None
 
 def _find_arguments(parser):
     "Options of `lotterybook find`"
@@ -38,13 +41,14 @@ def _find_arguments(parser):
         parser.add_argument(option, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=help)
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for rows.csv, curve.png and the tickets')
     add('--data',           str,     'NAME', 'digits, mnist or fashion_mnist; default: digits')
-    add('--net',            str,     'NAME', 'network; default: lenet')
+    add('--net',            str,     'NAME', 'lenet or batchnorm_mlp; default: lenet')
     add('--rounds',         int,     'N',    'rounds of pruning; default: 15')
     add('--seeds',          int,     'N',    'replicates; default: 5')
     add('--seed',           int,     'N',    'seed of the first replicate; default: 0')
-    add('--rate',           float,   'P',    'fraction of the surviving weights removed each round, in (0, 1)')
-    add('--steps',          int,     'N',    'optimizer steps of one training')
-    add('--conditions',     _names,  'LIST', 'comma-separated: ticket,reinit,shuffled,random,one_shot')
+    add('--rate',           float,   'P',    'fraction of the surviving weights removed each round, in (0, 1); default: 0.2')
+    add('--steps',          int,     'N',    'optimizer steps of one training; default: 1,000 on digits, else 50,000')
+    add('--conditions',     _names,  'LIST', 'comma-separated; default: ticket,reinit,shuffled,random,one_shot; '
+                                             'there is also magnitude_at_init')
     add('--control-rounds', _rounds, 'LIST', 'comma-separated rounds at which the controls run; default: all')
     add('--workers',        int,     'N',    'processes, one core each; default: one per core')
     add('--device',         str,     'NAME', 'cpu or cuda; default: cpu')
@@ -65,7 +69,7 @@ _subcommands = dict( # name -> (purpose, arguments, what stands below them)
   lotterybook run 900 -p seeds 3         an experiment with another value
   lotterybook run 900 --full             as it was recorded'''),
     find=('search for winning tickets', _find_arguments, '''example:
-  lotterybook find --data digits --net lenet --rounds 15 --seeds 5 --out tickets
+  lotterybook find --data digits --net lenet --rounds 15 --seeds 5 --out runs/tickets
 
 Stopped, it goes on when run again; finished, it says so and does nothing.'''),
     fetch=('download data sets, or check those that are there', _fetch_arguments,
@@ -116,6 +120,10 @@ def main(
     except (ValueError, OSError) as e:
         print(f"lotterybook: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
+    except RuntimeError as e:
+        if type(e).__name__ != 'RunFailed': raise # by name: its module imports torch
+        print(f"lotterybook: {' '.join(str(e).split())}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print('lotterybook: stopped', file=sys.stderr)
         return 130
