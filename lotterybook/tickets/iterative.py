@@ -8,7 +8,8 @@ __all__ = ['fresh_net', 'call_training', 'find_ticket']
 # %% ../../nbs/3_tickets/310_iterative.ipynb #export-imports
 import inspect
 import json
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -48,10 +49,10 @@ def _accepted(
     train_net: Callable,       # the caller's loop
     offers: dict[str, object], # by name
 ) -> dict[str, object]:        # those it takes
-    "Offers that a loop names, or takes as `**`, and that `partial` has not fixed."
+    "Offers that a loop names, or takes as `**`, and that `partial` has not fixed; the round only if it is named."
     names, fixed = inspect.signature(train_net).parameters, getattr(train_net, 'keywords', {})
     takes_all = any(p.kind is p.VAR_KEYWORD for p in names.values())
-    return {k: v for k, v in offers.items() if k not in fixed and (takes_all or k in names)}
+    return {k: v for k, v in offers.items() if k not in fixed and (k in names or takes_all and k != 'round')}
 
 def _plain(
     outcome: object, # what the loop returned
@@ -91,6 +92,34 @@ def _named(
     fixed = [*map(text, function.args), *(f'{k}={text(v)}' for k, v in function.keywords.items())]
     return f'{_named(function.func)}({", ".join(fixed)})'
 
+def _steady(
+    value: object, # that `partial` fixed in a loop
+) -> str:          # the same in every process, and after the loop has run
+    "Plain values that cannot change as JSON, functions and classes by name, everything else by its type."
+    if value is None or isinstance(value, (bool, int, float, str)): return json.dumps(value)
+    if type(value) is tuple: return f'({", ".join(map(_steady, value))})'
+    return _loop(value) if callable(value) else type(value).__name__
+
+def _loop(
+    function: Callable, # the caller's training
+) -> str:               # as a person would write it
+    "The name of a training loop and what `partial` fixed in it, if it can change a result."
+    if not isinstance(function, partial): return _named(function)
+    silent = ('progress', 'checkpoint', 'checkpoint_every')
+    fixed  = [*map(_steady, function.args),
+              *(f'{k}={_steady(v)}' for k, v in sorted(function.keywords.items()) if k not in silent)]
+    return f'{_loop(function.func)}({", ".join(fixed)})'
+
+def _check_start(
+    file: Path,                # of the round
+    theta: dict[str, Tensor],  # its theta_0
+    net: nn.Module,            # what `make_net` gives for the seed
+) -> None:
+    "Raise a `ValueError` unless a kept round began with this network."
+    differ = [k for k, v in snapshot(net).items() if v.dtype != theta[k].dtype or not v.equal(theta[k])]
+    if differ: raise ValueError(f'{file} is of another search: for this seed make_net does not give the '
+                                f'{", ".join(differ)} kept there. Name another folder.')
+
 def _kept_round(
     file: Path | None, # where the round is kept, if it is
     net: nn.Module,    # the architecture
@@ -99,10 +128,11 @@ def _kept_round(
     "The ticket of a round that was finished earlier, if it is of this search."
     if file is None or not file.exists(): return None
     ticket = load_ticket(file, net)
-    differ = [f'{k} was {ticket.settings.get(k)}, not {v}'
-              for k, v in settings.items() if ticket.settings.get(k) != v]
+    before = {'train_net': settings['train_net'], **ticket.settings}  # older files do not tell the loop
+    differ = [f'{k} was {before.get(k)}, not {v}' for k, v in settings.items() if before.get(k) != v]
     if differ: raise ValueError(f'{file} is of another search: {"; ".join(differ)}. Name another folder.')
     if ticket.theta_T is None: raise ValueError(f'{file} is not trained: it has no final.*; remove it')
+    if not settings['rewind_step']: _check_start(file, ticket.theta_0, net)
     return ticket
 
 def _beside(
@@ -169,6 +199,16 @@ def _checked_rates(
     for r, rate in enumerate(schedule, 1): check_rate(rate, f'the rate of round {r}')
     return [float(rate) for rate in schedule]
 
+def _warn_if_same(
+    net: nn.Module,      # of one stream
+    other: nn.Module,    # of another
+    names: Iterable[str],# the weights that are pruned
+) -> None:
+    "Warn if `make_net` draws no weights from the global generator: then every seed is the same replicate."
+    if all(net.get_parameter(k).equal(other.get_parameter(k)) for k in names):
+        warnings.warn("make_net gives the same weights whatever the seed; to make replicates differ, draw them from PyTorch's "
+                      'global generator (for networks of this book: leave seed=None)', stacklevel=3)
+
 @contextmanager
 def _told_on_stop(
     folder: str | Path | None, # of the search
@@ -206,9 +246,11 @@ def find_ticket(
     rates, tickets = _checked_rates(rounds, prune_rate, schedule, rewind_step), []
     def fresh(): return fresh_net(make_net, seed, 'init')
     common = dict(seed=seed, rewind_step=rewind_step, score=_named(score), allocation=_named(allocation),
+                  train_net=_loop(train_net),
                   exclude=[exclude] if isinstance(exclude, str) else list(exclude),
                   include=[include] if isinstance(include, str) else list(include))
     masks = full_masks(fresh(), exclude, include)
+    _warn_if_same(fresh(), fresh_net(make_net, seed, 'another'), masks)
     with _told_on_stop(folder, tickets), progress_bar(len(rates) + 1, progress, unit='round') as bar:
         for r in range(len(rates) + 1):
             settings = dict(common, round=r, rates=rates[:r])
