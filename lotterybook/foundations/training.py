@@ -171,7 +171,7 @@ def train(
     checkpoint: str | Path | None = None, # file for the state of the run; None: none is kept
     checkpoint_every: int = 5000,         # steps between writes of it
     progress: bool = False,               # show a bar
-) -> dict:                                # stop_step, stop_loss, stop_accuracy, end_accuracy, train_accuracy, seconds, history
+) -> dict:                                # stop_step, stop_loss, stop_accuracy, end_accuracy, train_accuracy, seconds, history, flushed_denormals
     "Train a classifier, judged as in Frankle & Carbin (2019), §2: early stop by validation loss, test data read twice."
     end_step = _checked_steps(steps, start_step, end_step, eval_every)
     data, checkpoint = data.to(device), checkpoint and Path(checkpoint)
@@ -183,7 +183,7 @@ def train(
     identity = _identity(net, data, masks, opt, lr, settings) if checkpoint else {}
     run = dict(fingerprint=identity, step=start_step, history=[], best=None, seconds=0.)
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with flushed_denormals(), torch.random.fork_rng(gpus), progress_bar(end_step - start_step, progress, unit='step') as bar:
+    with flushed_denormals() as flushed, torch.random.fork_rng(gpus), progress_bar(end_step - start_step, progress, unit='step') as bar:
         seed_everything(seed, 'training', start_step)
         if checkpoint and checkpoint.exists(): run = load_checkpoint(checkpoint, net, opt, run['fingerprint'])
         began = time.perf_counter() - run['seconds']
@@ -194,4 +194,4 @@ def train(
             if checkpoint and (stop == end_step or stop//checkpoint_every > step//checkpoint_every):
                 save_checkpoint(checkpoint, net, opt, dict(run, seconds=time.perf_counter() - began))
             if bar: bar.update(stop - start_step - bar.n)
-        return _outcome(net, data, run, time.perf_counter() - began)
+        return dict(_outcome(net, data, run, time.perf_counter() - began), flushed_denormals=flushed)

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from pathlib import Path
+import torch
 from torch import Tensor, nn
 from ..foundations.data import DATASETS, Splits, load
 from ..foundations.networks import NETWORKS, build
 from ..foundations.files import write_atomically
-from ..foundations.sweeps import read_result, sweep
+from ..foundations.sweeps import folder_lock, read_result, sweep
 from ..foundations.training import train
 from ..pruning.allocation import per_layer
 from ..pruning.masks import remaining
@@ -44,6 +45,9 @@ def search_settings(
     if data not in DATASETS: raise ValueError(f'unknown data set {data!r}; known are {", ".join(DATASETS)}')
     if net not in NETWORKS: raise ValueError(f'unknown network {net!r}; known are {", ".join(NETWORKS)}')
     geometric(rate, rounds)  # both in range, or an error
+    try: there = torch.device(device).type != 'cuda' or torch.cuda.is_available()
+    except RuntimeError as e: raise ValueError(f'device={device!r} is none that PyTorch knows: {e}') from e
+    if not there: raise ValueError(f'device={device!r}: PyTorch finds no CUDA device here')
     steps = (1000 if data == 'digits' else 50_000) if steps is None else steps
     for name, value in dict(steps=steps, batch_size=batch_size, eval_every=eval_every).items():
         if value < 1: raise ValueError(f'{name}={value} must be at least 1')
@@ -58,9 +62,11 @@ def search_plan(
     control_rounds: Iterable[int] | None = None,  # where the controls run; None: after every round
 ) -> list[dict]:  # seed, round, condition; a seed's runs together
     "Every run of a search. Round 0 is the dense network, and belongs to the ticket."
-    conditions, at = list(conditions), set(range(1, rounds + 1) if control_rounds is None else control_rounds)
+    seeds, conditions, at = list(seeds), list(conditions), set(range(1, rounds + 1) if control_rounds is None else control_rounds)
     for c in conditions:
         if c not in CONDITIONS: raise ValueError(f'unknown condition {c!r}; known are {", ".join(CONDITIONS)}')
+    for s in seeds:
+        if s < 0: raise ValueError(f'a seed is a whole number from 0, not {s}')
     if 'ticket' not in conditions: raise ValueError('conditions must name ticket: the controls are made from it')
     if at - set(range(1, rounds + 1)):
         raise ValueError(f'control rounds {sorted(at)} must lie in 1 to {rounds}')
@@ -163,12 +169,15 @@ def row(
     return {k: run[k] for k in COLUMNS}
 
 def finished_runs(
-    out: str | Path,   # folder of a search
-    plan: list[dict],  # of `search_plan`
-) -> list[dict]:       # config and result of those that are done, in the plan's order
+    out: str | Path,                 # folder of a search
+    plan: list[dict] | None = None,  # of `search_plan`; None: all that is there
+) -> list[dict]:                     # config and result of those that are done, in the order of a plan
     "What a search has done so far."
-    files = {run_file(c): Path(out)/'runs'/f'{run_file(c)}.json' for c in plan}
-    return [dict(c, **read_result(files[run_file(c)], c)) for c in plan if files[run_file(c)].exists()]
+    runs = Path(out)/'runs'
+    if plan is None:
+        there = [json.loads(f.read_text())['config'] for f in runs.glob('*.json')]
+        plan  = sorted(there, key=lambda c: (c['seed'], c['round'], CONDITIONS.index(c['condition'])))
+    return [dict(c, **read_result(runs/f'{run_file(c)}.json', c)) for c in plan if (runs/f'{run_file(c)}.json').exists()]
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-search
 def search(
@@ -178,16 +187,25 @@ def search(
     **options: object,  # of `sweep`: workers, executor, progress
 ) -> list[dict]:        # a row per run, with `COLUMNS`
     "Do what is missing of a search. Stopped at any moment, it goes on when called again, to the same bits."
-    keep = Path(out)/'search.json'
-    if keep.exists():
+    with folder_lock(out):
+        _claim(Path(out), settings)
+        run = partial(run_one, settings=settings, out=str(out))
+        results = sweep(run, plan, Path(out)/'runs', after=needs, name=run_file, **options)
+    return [row(dict(c, **r)) for c, r in zip(plan, results)]
+
+def _claim(
+    out: Path,       # folder of a search, locked
+    settings: dict,  # of `search_settings`
+) -> None:
+    "Note the settings of a search in its folder; refuse a folder where another one has finished runs."
+    keep = out/'search.json'
+    if keep.exists() and any((out/'runs').glob('*.json')):
         before = json.loads(keep.read_text())
         differ = [k for k in settings if k != 'rounds' and before.get(k) != settings[k]]
         told = ', '.join(f'{k} was {before.get(k)}, not {settings[k]}' for k in differ)
         if differ: raise ValueError(f'{out} holds another search: {told}. Name another folder.')
+        settings = dict(settings, rounds=max(settings['rounds'], before['rounds']))  # asking for less takes nothing away
     write_atomically(keep, json.dumps(settings, indent=1) + '\n')
-    run = partial(run_one, settings=settings, out=str(out))
-    results = sweep(run, plan, Path(out)/'runs', after=needs, name=run_file, **options)
-    return [row(dict(c, **r)) for c, r in zip(plan, results)]
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-draw
 MEASURES = {'stop_step': ('early-stop step', 1), 'stop_accuracy': ('test accuracy at early stop (%)', 100),

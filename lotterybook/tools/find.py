@@ -25,9 +25,8 @@ def find(
 ) -> list[dict]:                              # the rows
     "Search for winning tickets, and tell what was done and where it lies."
     from lotterybook.foundations.data import fetch
-    from lotterybook.foundations.results import write_rows
     from lotterybook.foundations.sweeps import RunFailed
-    from lotterybook.tickets.replicates import CONDITIONS, finished_runs, row, search, search_plan, search_settings
+    from lotterybook.tickets.replicates import CONDITIONS, finished_runs, search, search_plan, search_settings
     if seeds < 1: raise ValueError(f'seeds={seeds} must be at least 1')
     workers = os.cpu_count() or 1 if workers is None else workers
     if workers < 1: raise ValueError(f'workers={workers} must be at least 1')
@@ -37,19 +36,31 @@ def find(
     out = Path(out)
     done = len(finished_runs(out, plan))
     if done < len(plan): print(f'{len(plan)} runs of {settings["steps"]:,} steps, {done} of them done; {workers} at a time.')
-    def table(): return write_rows(out/'rows.csv', map(row, finished_runs(out, plan)))  # readable however this ends
     try: rows = search(settings, plan, out, workers=workers, progress=progress)
     except KeyboardInterrupt:
-        table()
+        _tell(out, settings)
         print(f'\nStopped with {len(finished_runs(out, plan))} of {len(plan)} runs done and kept in {out}. The same command goes on.')
         raise
-    except RunFailed as e:  # a full disk, a killed worker: told in one line
-        table()
-        raise OSError(str(e)) from e
-    if done == len(plan): print(f'All {done} runs are done already; nothing to do.')
-    table()
-    _draw(rows, out)
+    except RunFailed as e:
+        _tell(out, settings)
+        if isinstance(e.__cause__, OSError): raise OSError(str(e)) from e  # a full disk: not the run's fault
+        raise
+    if done == len(plan) and (out/'curve.png').exists(): print(f'All {done} runs are done already; nothing to do.')
+    else: _draw(_tell(out, settings), out)
     print(f'table    {out/"rows.csv"}\npicture  {out/"curve.png"}\ntickets  {out/"ticket-seed*-round*.safetensors"}')
+    return rows
+
+def _tell(out: Path, settings: dict) -> list[dict]:
+    "Write the table of all runs that a folder has, and beside it where it comes from; its rows."
+    import json
+    from lotterybook.foundations.files import write_atomically
+    from lotterybook.foundations.results import provenance, write_rows
+    from lotterybook.tickets.replicates import finished_runs, row
+    runs = finished_runs(out)
+    about = dict(settings, seconds=sum(r['seconds'] for r in runs), flushed_denormals=all(r.get('flushed_denormals', False) for r in runs))
+    write_atomically(out/'rows.json', json.dumps(about | provenance(settings['device']), indent=1) + '\n')
+    rows = [row(r) for r in runs]
+    write_rows(out/'rows.csv', rows)
     return rows
 
 def _draw(rows: list[dict], out: Path) -> None:
