@@ -1,8 +1,10 @@
 "The house rules: the library is what the notebooks export, pages import downwards only, the README is the front page."
-import ast, json, re, shutil, subprocess, sys
+import ast, json, re, shutil, subprocess, symtable, sys
 from configparser import ConfigParser
+from importlib import metadata
 from pathlib import Path
 import nbformat, pytest
+from packaging.requirements import Requirement
 from lotterybook.tools.pages import find_pages, full_runs, plan
 from lotterybook.tools.readme import chapters, render, title
 
@@ -102,6 +104,35 @@ def test_outputs_are_worth_keeping(page):
         for what, sign in dict(address=r'\b0x[0-9a-f]{6,}', bar=r'\d%\|', folder=r'/(home|root|tmp|Users)/').items():
             assert not re.search(sign, text), f'{cell} printed an {what}: it changes with every run'
 
+def inner(scope):
+    "`scope` and all scopes within it"
+    yield scope
+    for o in scope.get_children(): yield from inner(o)
+
+def read_later(scopes, functions):
+    "Names that the functions in `scopes`, and the page's functions they call, look up in the page when they run"
+    names = {o.get_name() for scope in scopes for o in scope.get_symbols() if o.is_global()}
+    todo  = set(names)
+    while todo:
+        found  = {o.get_name() for f in functions.get(todo.pop(), ()) for scope in inner(f) for o in scope.get_symbols() if o.is_global()}
+        todo  |= found - names
+        names |= found
+    return names
+
+@pytest.mark.parametrize('page', pages, **by_stem)
+def test_slider_still_works_at_the_end_of_its_page(page):
+    "A slider is moved after all cells ran: what its function reads must not have been bound anew below it"
+    tables = [symtable.symtable(ast.unparse(tree(o)), o['id'], 'exec') for o in cells(page, 'code')]
+    named  = {}
+    for o in (f for table in tables for f in table.get_children()): named.setdefault(o.get_name(), []).append(o)
+    for i, cell in enumerate(cells(page, 'code')):
+        if not any(isinstance(o, ast.Name) and o.id == 'interact' for o in ast.walk(tree(cell))): continue
+        mine  = [scope for o in tables[i].get_children() for scope in inner(o)]
+        given = {o.get_name() for o in tables[i].get_symbols() if o.is_referenced()} & named.keys() # interact(draw, ...)
+        reads = read_later(mine + [o for name in given for o in named[name]], named)
+        below = {o.get_name() for table in tables[i + 1:] for o in table.get_symbols() if o.is_assigned() or o.is_imported()}
+        assert not reads & below, f'{cell["id"]}: cells below it bind {sorted(reads & below)} anew, which the slider reads'
+
 def test_full_runs_fit_their_pages():
     if full_runs(root/'nbs'): plan(full=True, folder=root/'nbs') # a ValueError names what does not fit
 
@@ -139,15 +170,29 @@ def test_python_versions_agree():
     assert settings()['pythons'].split()[0] == lowest
     assert f'requires-python = ">={lowest}"' in (root/'pyproject.toml').read_text(encoding='utf-8')
 
-def requirements(*keys):
-    lines = [o.strip() for key in keys for o in settings()[key].splitlines() if o.strip()]
-    return {re.match(r'[\w-]+', o)[0].lower() for o in lines} - {'lotterybook'}
+def plain(name): return re.sub('[-_.]+', '-', name).lower()
 
-def test_direct_requirements_are_pinned():
+def brought(pins):
+    "Names of all distributions here that the extra `dev` brings; of those that differ from their pin, not what they bring"
+    todo, seen = [Requirement('lotterybook[dev]')], set()
+    while todo:
+        wanted = todo.pop()
+        for name, extra in {(plain(wanted.name), o) for o in ('', *wanted.extras)} - seen:
+            try: found = metadata.distribution(name)
+            except metadata.PackageNotFoundError: continue # needed on another system only
+            seen.add((name, extra))
+            if pins.get(name) not in (None, found.version.split('+')[0]): continue
+            needs = [Requirement(o) for o in found.requires or ()]
+            todo += [o for o in needs if not o.marker or o.marker.evaluate(dict(extra=extra))]
+    return {name for name, _ in seen} - {'lotterybook'}
+
+def test_all_that_is_installed_is_pinned():
     lines = [o.strip() for o in (root/'tests'/'constraints.txt').read_text(encoding='utf-8').splitlines()]
-    pins  = [o for o in lines if o and not o.startswith('#')]
-    assert all(re.fullmatch(r'[\w-]+==[\w.]+', o) for o in pins), 'exact versions only, and no addresses'
-    assert requirements('requirements', 'notebooks_requirements', 'cluster_requirements', 'dev_requirements') <= {o.split('==')[0].lower() for o in pins}
+    lines = [o for o in lines if o and not o.startswith('#')]
+    assert all(re.fullmatch(r'[\w-]+==[\w.]+', o) for o in lines), 'exact versions only, and no addresses'
+    pins  = {plain(name): version for name, version in (o.split('==') for o in lines)}
+    have  = brought(pins)
+    assert len(have) > 30 and not have - set(pins), f'not in tests/constraints.txt: {sorted(have - set(pins))}'
 
 def test_imports_are_lazy():
     "Searching for tickets costs little over torch: what few functions need is imported inside them"

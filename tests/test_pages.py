@@ -5,7 +5,7 @@ Pages that `lotterybook run` has just run are not run again: its report names th
 import json
 from pathlib import Path
 import pytest
-from lotterybook.tools.pages import find_pages, fingerprint, library_fingerprint, run
+from lotterybook.tools.pages import find_pages, library_fingerprint, page_cells, run, source_fingerprint
 
 root  = Path(__file__).resolve().parent.parent
 pages = find_pages(folder=root/'nbs')
@@ -17,7 +17,7 @@ def reported():
     if not file.is_file(): return {}
     report = json.loads(file.read_text(encoding='utf-8'))
     if report['library'] != library_fingerprint(): return {}
-    now = {o.stem: fingerprint(o) for o in pages}
+    now = {o.stem: source_fingerprint(o) for o in pages}
     return {o['page']: dict(o, out=file.parent) for o in report['pages'] if o['ok'] and not o['parameters'] and o['source'] == now.get(o['page'])}
 
 @pytest.fixture(scope='session')

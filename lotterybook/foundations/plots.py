@@ -111,13 +111,24 @@ def label_ends(
                     textcoords='offset points', color=color, va='center', annotation_clip=False)
 
 # %% ../../nbs/0_foundations/010_plots.ipynb #export-remaining-axis
+class _RemainingLocator(LogLocator):
+    "Ticks at 1, 2 and 5 of each decade; at every digit where less than half a decade is seen."
+    def tick_values(
+        self,
+        vmin: float,  # the ends of the axis
+        vmax: float,
+    ) -> np.ndarray:  # places
+        "Where ticks stand."
+        self.set_params(subs=(1, 2, 5) if vmax > 3*vmin else range(1, 10))
+        return super().tick_values(vmin, vmax)
+
 def remaining_axis(
     ax: Axes, # its x values are fractions in (0, 1]
 ) -> None:
     "Weights remaining along x: percent, log scale, 100 % at the left. Frankle & Carbin (2019)."
     ax.set_xscale('log')
     ax.xaxis.set_inverted(True)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_locator(_RemainingLocator())
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{100 * v:.3g}'))
     ax.set_xlabel('weights remaining (%)')

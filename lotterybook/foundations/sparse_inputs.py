@@ -46,14 +46,24 @@ def _kernel():
 class _AddRows(torch.autograd.Function):
     "`F.linear` for an input of mostly zeros that needs no gradient."
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx,                  # remembers x
+        x: Tensor,            # (batch, in), mostly zeros
+        weight: Tensor,       # (out, in), its columns contiguous
+        bias: Tensor | None,  # (out,)
+    ) -> Tensor:              # (batch, out)
+        "x Wᵀ + b: for each example, the columns of its nonzero inputs."
         ctx.save_for_backward(x)
         start, out = x.new_zeros(len(weight)) if bias is None else bias.detach(), x.new_empty(len(x), len(weight))
         _kernel()(x.numpy(), weight.detach().t().numpy(), start.numpy(), out.numpy())
         return out
 
     @staticmethod
-    def backward(ctx, delta: Tensor) -> tuple:
+    def backward(
+        ctx,            # of `forward`
+        delta: Tensor,  # (batch, out), the gradient of the loss by the output
+    ) -> tuple:         # gradients by x (None: it needs none), weight and bias
+        "δᵀ x and Σ δ, the first by the same kernel: for each input, the rows of δ where it is not zero."
         x, = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient will be differentiated again (create_graph): PyTorch can, the kernel cannot
             return None, delta.t()@x, delta.sum(0) if ctx.needs_input_grad[2] else None

@@ -65,10 +65,12 @@ def folder_lock(
     "Hold a folder for this process; a second process is refused."
     from filelock import FileLock, Timeout
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder/'.lock')
-    try: lock.acquire(timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder/'.lock')
+        lock.acquire(timeout=0)
     except Timeout: raise ValueError(f'{folder} is in use by another process; wait for it, or name another folder') from None
+    except OSError as e: raise OSError(f'{folder} cannot be a folder for results ({e.strerror}); name another folder') from e
     try: yield folder
     finally: lock.release()
 

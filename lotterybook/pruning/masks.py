@@ -70,6 +70,9 @@ def prunable(
     include: str | Iterable[str] = (), # names to take in that are out by default
 ) -> list[str]:                        # parameter names, in the network's order
     "The weights that pruning may touch: those of linear and convolutional layers."
+    held = [name for name, _ in net.named_buffers() if name.endswith('_mask') and f'{name[:-5]}_orig' in dict(net.named_parameters())]
+    if held: raise ValueError(f'torch.nn.utils.prune holds {held[0][:-5]!r}: take its masks with from_torch_prune(net), '
+                              'then call prune.remove on each weight')
     names = [name for name, why in _notes(net, exclude, include).items() if not why]
     if not names:
         raise ValueError(f'nothing to prune in {type(net).__name__}: no weight of a linear or '

@@ -54,6 +54,13 @@ def _accepted(
     takes_all = any(p.kind is p.VAR_KEYWORD for p in names.values())
     return {k: v for k, v in offers.items() if k not in fixed and (k in names or takes_all and k != 'round')}
 
+def _number(
+    value: object, # that JSON does not know
+) -> object:       # Python's own number
+    "A single number of NumPy or PyTorch, as Python's."
+    if getattr(value, 'ndim', None) == 0: return value.item()
+    raise TypeError(f'a {type(value).__name__} is none of these')
+
 def _plain(
     outcome: object, # what the loop returned
 ) -> dict:           # plain values, as they come back from a file
@@ -61,7 +68,7 @@ def _plain(
     outcome = {} if outcome is None else outcome
     if not isinstance(outcome, dict):
         raise ValueError(f'train_net trains in place and may return a dict, not a {type(outcome).__name__}')
-    try: return json.loads(json.dumps({k: v for k, v in outcome.items() if k != 'seconds'}))
+    try: return json.loads(json.dumps({k: v for k, v in outcome.items() if k != 'seconds'}, default=_number))
     except TypeError as e: raise ValueError(f'train_net may return a dict of numbers, text and lists: {e}') from e
 
 def call_training(

@@ -8,6 +8,7 @@ __all__ = ['snapshot', 'check_fit', 'rewind']
 # %% ../../nbs/3_tickets/300_one_shot.ipynb #export-imports
 import torch
 from torch import Tensor, nn
+from ..foundations.checkpoints import copies
 from ..pruning.masks import apply_masks
 
 # %% ../../nbs/3_tickets/300_one_shot.ipynb #export-snapshot
@@ -15,7 +16,7 @@ def snapshot(
     net: nn.Module,         # on any device
 ) -> dict[str, Tensor]:     # theta: copies of weights and buffers by name, on the CPU
     "The state of a network, for keeps: training the network afterwards does not touch it."
-    return {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
+    return {k: v.cpu() for k, v in copies(net).items()}
 
 # %% ../../nbs/3_tickets/300_one_shot.ipynb #export-fit
 def check_fit(

@@ -35,7 +35,8 @@ def search_settings(
     net: str = 'lenet',       # a network that `build` knows
     rounds: int = 15,         # of pruning
     steps: int | None = None, # optimizer steps of each training; None: 1,000 on digits, else 50,000
-    rate: float = .2,         # fraction of survivors removed each round; half as much of the output layer
+    rate: float = .2,         # fraction of survivors removed each round
+    scale: dict[str, float] | None = None, # factors of the rate, by weight; None: half for `output.weight`
     lr: float = 1.2e-3,       # Adam's learning rate
     batch_size: int = 60,     # examples per step
     eval_every: int = 100,    # steps between looks at the validation set
@@ -48,10 +49,14 @@ def search_settings(
     try: there = torch.device(device).type != 'cuda' or torch.cuda.is_available()
     except RuntimeError as e: raise ValueError(f'device={device!r} is none that PyTorch knows: {e}') from e
     if not there: raise ValueError(f'device={device!r}: PyTorch finds no CUDA device here')
+    scale = {'output.weight': .5} if scale is None else dict(scale)
+    with torch.device('meta'): names = [name for name, _ in NETWORKS[net]().named_parameters()]  # no weights are drawn
+    unknown = scale.keys() - set(names)
+    if unknown: raise ValueError(f'scale names {", ".join(sorted(unknown))}, which {net} does not have')
     steps = (1000 if data == 'digits' else 50_000) if steps is None else steps
     for name, value in dict(steps=steps, batch_size=batch_size, eval_every=eval_every).items():
         if value < 1: raise ValueError(f'{name}={value} must be at least 1')
-    return dict(data=data, net=net, rounds=rounds, steps=steps, rate=rate, lr=lr,
+    return dict(data=data, net=net, rounds=rounds, steps=steps, rate=rate, scale=scale, lr=lr,
                 batch_size=batch_size, eval_every=eval_every, device=device)
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-plan
@@ -143,7 +148,7 @@ def run_one(
     data = _data(settings['data'], seed)
     make_net = partial(build, settings['net'], data)
     train_net = partial(_train_net, data=data, seed=seed, settings=settings)
-    search = dict(prune_rate=settings['rate'], allocation=partial(per_layer, scale={'output.weight': .5}))
+    search = dict(prune_rate=settings['rate'], allocation=partial(per_layer, scale=settings['scale']))
     began = time.perf_counter()
     if condition == 'ticket':
         schedule = geometric(settings['rate'], r) if r else []
@@ -184,11 +189,13 @@ def search(
     settings: dict,     # of `search_settings`
     plan: list[dict],   # of `search_plan`
     out: str | Path,    # folder for results and tickets
+    started: Callable[[], None] = lambda: None,  # called when the folder is found to be free and of this search
     **options: object,  # of `sweep`: workers, executor, progress
 ) -> list[dict]:        # a row per run, with `COLUMNS`
     "Do what is missing of a search. Stopped at any moment, it goes on when called again, to the same bits."
     with folder_lock(out):
         _claim(Path(out), settings)
+        started()
         run = partial(run_one, settings=settings, out=str(out))
         results = sweep(run, plan, Path(out)/'runs', after=needs, name=run_file, **options)
     return [row(dict(c, **r)) for c, r in zip(plan, results)]

@@ -35,8 +35,9 @@ def find(
     plan = search_plan(rounds, range(seed, seed + seeds), conditions or CONDITIONS[:5], control_rounds)
     out = Path(out)
     done = len(finished_runs(out, plan))
-    if done < len(plan): print(f'{len(plan)} runs of {settings["steps"]:,} steps, {done} of them done; {workers} at a time.')
-    try: rows = search(settings, plan, out, workers=workers, progress=progress)
+    def say():
+        if done < len(plan): print(f'{len(plan)} runs of {settings["steps"]:,} steps, {done} of them done; {workers} at a time.', flush=True)
+    try: rows = search(settings, plan, out, started=say, workers=workers, progress=progress)
     except KeyboardInterrupt:
         _tell(out, settings)
         print(f'\nStopped with {len(finished_runs(out, plan))} of {len(plan)} runs done and kept in {out}. The same command goes on.')

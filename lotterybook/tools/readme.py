@@ -8,7 +8,7 @@ __all__ = ['move_links', 'title', 'chapters', 'render', 'update_map', 'readme']
 # %% ../../nbs/8_tools/810_readme.ipynb #export-imports
 import json, re
 from pathlib import Path
-from .pages import book_folder, find_pages, in_clone
+from .pages import book_folder, find_pages, in_clone, page_cells
 
 # %% ../../nbs/8_tools/810_readme.ipynb #export-move-links
 _link = re.compile(r'(\]\(|src=")(?![a-z]+:|#|/)([^)\s"]+)')
@@ -22,13 +22,11 @@ def move_links(
     return _link.sub(lambda o: o[1] + up(o[2]), text)
 
 # %% ../../nbs/8_tools/810_readme.ipynb #export-chapters
-def _cells(page): return json.loads(page.read_text(encoding='utf-8'))['cells']
-
 def title(
     page: Path # a notebook
 ) -> tuple:    # (title, the line below it)
     "What the first cell of `page` says it is."
-    text = ''.join(_cells(page)[0]['source'])
+    text = ''.join(page_cells(page)[0]['source'])
     head, line = re.search(r'^# +(.+)$', text, re.M), re.search(r'^> *(.+)$', text, re.M)
     if not (head and line): raise ValueError(f'{page.name}: its first cell must read "# title" and "> one line"')
     return head[1].strip(), line[1].strip()
@@ -62,7 +60,7 @@ def render(
 ) -> str:       # Markdown as it must read one folder above it
     "`index` as README.md has it; a cell marked `#| hide` is left out."
     blocks = []
-    for cell in _cells(index):
+    for cell in page_cells(index):
         source = ''.join(cell['source'])
         if cell['cell_type'] == 'markdown': blocks.append(move_links(source.strip(), index.parent.name))
         elif not re.search(r'^#\| *hide', source, re.M):
