@@ -60,7 +60,9 @@ def imported(page):
     "The modules of the library that `page` imports"
     for cell in cells(page, 'code'):
         for o in ast.walk(tree(cell)):
-            if isinstance(o, ast.ImportFrom) and (o.module or '').startswith('lotterybook.'):
+            if isinstance(o, ast.ImportFrom) and o.module == 'lotterybook': # a whole part: its pages cannot be told
+                yield from (f'lotterybook.{name.name}' for name in o.names)
+            elif isinstance(o, ast.ImportFrom) and (o.module or '').startswith('lotterybook.'):
                 yield from [o.module] if o.module.count('.') > 1 else [f'{o.module}.{name.name}' for name in o.names]
             elif isinstance(o, ast.Import): yield from (name.name for name in o.names if name.name.startswith('lotterybook.'))
 

@@ -37,6 +37,22 @@ def test_page_runs(page, outcomes):
     o = outcomes[page.stem]
     assert o['ok'], f"cell {o['cell']}: {o['error']}\n{o.get('code', '')}\n{o.get('traceback', '')}"
 
+def kinds(notebook):
+    "What kind of thing each code cell put out: id -> streams and media types, without widgets, which are not kept"
+    found = {}
+    for cell in page_cells(notebook):
+        if cell['cell_type'] != 'code': continue
+        outputs = [o for o in cell['outputs'] if 'application/vnd.jupyter.widget-view+json' not in o.get('data', {})]
+        found[cell['id']] = {kind for o in outputs for kind in o.get('data', [o.get('name', o['output_type'])])}
+    return found
+
+@pytest.mark.parametrize('page', pages, ids=lambda o: o.stem)
+def test_committed_outputs_are_of_the_kind_that_running_gives(page, outcomes):
+    "The numbers may differ in their last digits from one processor to another; a table, a picture, a line of text may not be missing"
+    executed = kinds(outcomes[page.stem]['out']/'pages'/page.relative_to(root/'nbs'))
+    kept = kinds(page)
+    assert kept == executed, [o for o in kept if kept[o] != executed.get(o)]
+
 def test_first_table_and_picture(outcomes):
     results = outcomes[first]['out']/'results'/first
     assert (results/'quick.csv').read_text(encoding='utf-8').count('\n') > 1

@@ -1,4 +1,5 @@
 "MNIST and Fashion-MNIST as they really are; these tests skip aloud where LOTTERYBOOK_DATA names no folder."
+from hashlib import sha256
 import os, shutil, subprocess, sys
 from pathlib import Path
 import pytest
@@ -42,6 +43,7 @@ def test_damaged_file_is_named(real_data, tmp_path):
     done = fetch('mnist', tmp_path, tmp_path)
     said = done.stdout + done.stderr
     assert file.name in said and '3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c' in said, said
+    assert sha256(file.read_bytes()).hexdigest() in said and 'Put a good copy there' in said, said
     assert done.returncode == 2 and 'Traceback' not in said
 
 def test_mnist_is_learnt(real_data):

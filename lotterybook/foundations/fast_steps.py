@@ -37,7 +37,7 @@ class FusedAdam(torch.optim.Adam):
     def __init__(
         self,
         params: Iterable[nn.Parameter], # weights, not groups
-        lr: float = 1.2e-3,             # Frankle & Carbin (2019), table 2, for LeNet-300-100
+        lr: float = 1.2e-3,             # Frankle & Carbin (2019), figure 2, for LeNet-300-100
     ):
         self.rows = [(p, nn.Parameter(_as_it_lies(_checked_weight(p).detach()))) for p in params]
         super().__init__([row for _, row in self.rows], lr=lr, fused=True)
@@ -58,6 +58,7 @@ class FusedAdam(torch.optim.Adam):
         if closure is not None:
             with torch.enable_grad(): loss = closure()
         for p, row in self.rows:
+            if p.data_ptr() != row.data_ptr(): row.data = _as_it_lies(p.detach())  # its `.data` was replaced
             if p.grad is None: row.grad = None; continue
             grad = p.grad if p.grad.stride() == p.stride() else torch.empty_like(p).copy_(p.grad)
             row.grad = _as_it_lies(grad)

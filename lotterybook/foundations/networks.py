@@ -21,7 +21,7 @@ def glorot_normal_(
     net: nn.Module,                    # its linear layers are set, in place
     generator: Generator | None = None,# None: PyTorch's global one
 ) -> nn.Module:                        # `net`
-    "Weights from Glorot's normal distribution, biases zero. Glorot & Bengio (2010), eq. 16."
+    "Weights from Glorot's normal distribution, biases zero. Glorot & Bengio (2010), eq. 12."
     for layer in net.modules():
         if isinstance(layer, nn.Linear):
             # drawn side by side in memory and then copied: the numbers do not depend on how the weight lies
@@ -39,7 +39,7 @@ def lenet(
     classes: int = 10,        # numbers in the output
     seed: int | None = None,  # draws the weights; None: PyTorch's global generator
 ) -> nn.Sequential:           # (batch, ...) -> (batch, classes) logits
-    "LeNet-300-100, Glorot normal, zero bias. LeCun et al. (1998); Frankle & Carbin (2019), table 2."
+    "LeNet-300-100, Glorot normal, zero bias. LeCun et al. (1998); Frankle & Carbin (2019), figure 2."
     return glorot_normal_(nn.Sequential(OrderedDict(
         flatten=nn.Flatten(),
         layer1=SparseInputLinear(inputs, 300), relu1=nn.ReLU(),

@@ -119,8 +119,9 @@ class _RemainingLocator(LogLocator):
         vmax: float,
     ) -> np.ndarray:  # places
         "Where ticks stand."
-        self.set_params(subs=(1, 2, 5) if vmax > 3*vmin else range(1, 10))
-        return super().tick_values(vmin, vmax)
+        low, high = sorted((vmin, vmax))  # an inverted axis names its ends the other way round
+        self.set_params(subs=(1, 2, 5) if high > 3*low else range(1, 10))
+        return super().tick_values(low, high)
 
 def remaining_axis(
     ax: Axes, # its x values are fractions in (0, 1]

@@ -64,9 +64,13 @@ def read_rows(
 
 # %% ../../nbs/0_foundations/020_results.ipynb #export-provenance
 def _commit() -> str | None:
-    "The commit of the checkout we stand in, marked `+` where files were changed; None outside a checkout."
-    def git(*args): return subprocess.run(['git', *args], capture_output=True, text=True, check=True).stdout.strip()
-    try: return git('rev-parse', '--short', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
+    "The commit of the checkout that this library is of, marked `+` where files were changed; None for an installed one."
+    import lotterybook
+    package = Path(lotterybook.__file__).resolve().parent  # not the folder we stand in: that may be anyone's project
+    def git(*args): return subprocess.run(['git', *args], cwd=package, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        git('ls-files', '--error-unmatch', '__init__.py')
+        return git('rev-parse', '--short', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
     except (OSError, subprocess.CalledProcessError): return None
 
 def device_name(

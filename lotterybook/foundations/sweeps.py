@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from .files import write_atomically
+from .files import make_folder, write_atomically
 from .training import progress_bar
 
 # %% ../../nbs/0_foundations/060_sweeps.ipynb #export-name
@@ -64,13 +64,10 @@ def folder_lock(
 ) -> Iterator[Path]:     # `folder`
     "Hold a folder for this process; a second process is refused."
     from filelock import FileLock, Timeout
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder/'.lock')
-        lock.acquire(timeout=0)
+    folder = make_folder(folder)
+    lock = FileLock(folder/'.lock')
+    try: lock.acquire(timeout=0)
     except Timeout: raise ValueError(f'{folder} is in use by another process; wait for it, or name another folder') from None
-    except OSError as e: raise OSError(f'{folder} cannot be a folder for results ({e.strerror}); name another folder') from e
     try: yield folder
     finally: lock.release()
 

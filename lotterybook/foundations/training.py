@@ -29,6 +29,7 @@ def batch_order(
     end_step: int,    # one past the last
 ) -> Iterator[Tensor]:# the indices of each step, `(batch_size,)`
     "Which examples each step sees: a fresh permutation per epoch, a function of seed and step alone."
+    if batch_size < 1: raise ValueError(f'batch_size={batch_size} must be at least 1')
     per_epoch = n//batch_size
     if not per_epoch: raise ValueError(f'a batch of {batch_size} needs as many examples; there are {n}')
     for step in range(start_step, end_step):
@@ -174,6 +175,7 @@ def train(
 ) -> dict:                                # stop_step, stop_loss, stop_accuracy, end_accuracy, train_accuracy, seconds, history, flushed_denormals
     "Train a classifier, judged as in Frankle & Carbin (2019), §2: early stop by validation loss, test data read twice."
     end_step = _checked_steps(steps, start_step, end_step, eval_every)
+    if checkpoint_every < 1: raise ValueError(f'checkpoint_every={checkpoint_every} must be at least 1')
     data, checkpoint = data.to(device), checkpoint and Path(checkpoint)
     net.to(device).train()
     masking = _Masking(net, masks)

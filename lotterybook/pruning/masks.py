@@ -145,6 +145,7 @@ def distance(
     for name in a:
         shapes = tuple(a[name].shape), tuple(b[name].shape)
         if shapes[0] != shapes[1]: raise ValueError(f'masks of {name!r} have shapes {shapes}')
+    for masks in (a, b): check_masks(masks)
     differ = sum(int((a[name] ^ b[name]).count_nonzero()) for name in a)
     return differ/max(1, sum(mask.numel() for mask in a.values()))
 

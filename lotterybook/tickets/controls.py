@@ -74,8 +74,8 @@ def _pruned_at_once(
     rates: list[float],                # one after the other
     score: Callable,                   # higher is kept
     allocation: Callable,              # new masks
-    loss: Callable | None,             # for the score
-    batches: object,                   # for the score
+    loss: Callable | None,             # of logits and labels, for the score
+    batches: object,                   # pairs (x, y), for the score
 ) -> Ticket:                           # untrained
     "The weights of `dense` under a mask that ranks theta once and removes what the rates say."
     if not all(m.all() for m in dense.masks.values()):

@@ -15,11 +15,12 @@ from functools import partial
 from pathlib import Path
 import torch
 from torch import Tensor, nn
+from ..foundations.files import make_folder
 from ..foundations.randomness import seed_everything
 from ..foundations.training import progress_bar
 from ..pruning.allocation import check_rate, per_layer
 from ..pruning.masked_training import revived
-from ..pruning.masks import full_masks, remaining
+from ..pruning.masks import check_masks, full_masks, remaining
 from ..pruning.schedules import geometric
 from ..pruning.scores import magnitude
 from .one_shot import rewind, snapshot
@@ -172,12 +173,17 @@ def _pruned(
     score: Callable,     # higher is kept
     allocation: Callable,# new masks
     rate: float,         # fraction of the survivors to remove
-    loss: Callable | None, # for the score
-    batches: object,     # for the score
+    loss: Callable | None, # of logits and labels, for the score
+    batches: object,     # pairs (x, y), for the score
 ) -> dict[str, Tensor]:  # masks of the next round
     "Rank what the last round trained, and remove the lowest."
     with _stream(ticket.settings['seed'], 'score', ticket.settings['round']):
-        return allocation(score(rewind(net, ticket.theta_T), ticket.masks, loss, batches), ticket.masks, rate)
+        new = allocation(score(rewind(net, ticket.theta_T), ticket.masks, loss, batches), ticket.masks, rate)
+    check_masks(new, net, ticket.masks)
+    for k, old in ticket.masks.items():
+        if back := int((new[k] & ~old).count_nonzero()):
+            raise ValueError(f'the allocation brings {back} pruned weights of {k!r} back; it may only remove')
+    return new
 
 def _train_round(
     net: nn.Module,           # fresh
@@ -243,14 +249,15 @@ def find_ticket(
     include: str | tuple[str, ...] = (),  # patterns of weights pruned though they usually are not
     rewind_step: int = 0,                 # optimizer steps; weights go back to where they were then
     seed: int = 0,                        # the replicate
-    loss: Callable | None = None,         # for scores that want it
-    batches: object = None,               # for scores that want them; read anew each round
+    loss: Callable | None = None,         # of logits and labels, for scores that want it
+    batches: object = None,               # pairs (x, y), for scores that want them; read anew each round
     folder: str | Path | None = None,     # keep every round here, and go on from what is there
     name: str = 'ticket',                 # files are `{name}-round{r}.safetensors`
     progress: bool = True,                # show a bar
 ) -> list[Ticket]:                        # one a round; the first is the dense network
     "Iterative pruning with rewinding. Frankle & Carbin (2019), §1; to step k: Frankle et al. (2020), §2."
     rates, tickets = _checked_rates(rounds, prune_rate, schedule, rewind_step), []
+    if folder: make_folder(folder)
     def fresh(): return fresh_net(make_net, seed, 'init')
     common = dict(seed=seed, rewind_step=rewind_step, score=_named(score), allocation=_named(allocation),
                   train_net=_loop(train_net),

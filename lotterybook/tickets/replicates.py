@@ -42,7 +42,7 @@ def search_settings(
     eval_every: int = 100,    # steps between looks at the validation set
     device: str = 'cpu',      # as PyTorch writes it
 ) -> dict:                    # what all runs of a search have in common
-    "The settings of a search, checked. Defaults: Frankle & Carbin (2019), table 2."
+    "The settings of a search, checked. Defaults: Frankle & Carbin (2019), figure 2."
     if data not in DATASETS: raise ValueError(f'unknown data set {data!r}; known are {", ".join(DATASETS)}')
     if net not in NETWORKS: raise ValueError(f'unknown network {net!r}; known are {", ".join(NETWORKS)}')
     geometric(rate, rounds)  # both in range, or an error
@@ -54,6 +54,9 @@ def search_settings(
     unknown = scale.keys() - set(names)
     if unknown: raise ValueError(f'scale names {", ".join(sorted(unknown))}, which {net} does not have')
     steps = (1000 if data == 'digits' else 50_000) if steps is None else steps
+    if not lr > 0: raise ValueError(f'lr={lr} must be above 0')
+    for name, factor in scale.items():
+        if not 0 <= rate*factor < 1: raise ValueError(f'scale of {name}: {factor} times the rate of {rate} is no fraction in [0, 1)')
     for name, value in dict(steps=steps, batch_size=batch_size, eval_every=eval_every).items():
         if value < 1: raise ValueError(f'{name}={value} must be at least 1')
     return dict(data=data, net=net, rounds=rounds, steps=steps, rate=rate, scale=scale, lr=lr,

@@ -46,7 +46,7 @@ def find(
         _tell(out, settings)
         if isinstance(e.__cause__, OSError): raise OSError(str(e)) from e  # a full disk: not the run's fault
         raise
-    if done == len(plan) and (out/'curve.png').exists(): print(f'All {done} runs are done already; nothing to do.')
+    if done == len(plan) and _up_to_date(out): print(f'All {done} runs are done already; nothing to do.')
     else: _draw(_tell(out, settings), out)
     print(f'table    {out/"rows.csv"}\npicture  {out/"curve.png"}\ntickets  {out/"ticket-seed*-round*.safetensors"}')
     return rows
@@ -63,6 +63,14 @@ def _tell(out: Path, settings: dict) -> list[dict]:
     rows = [row(r) for r in runs]
     write_rows(out/'rows.csv', rows)
     return rows
+
+def _up_to_date(out: Path) -> bool:
+    "Do table and picture tell of all runs that a folder has?"
+    from lotterybook.foundations.results import read_rows
+    from lotterybook.tickets.replicates import finished_runs, row
+    table, picture = out/'rows.csv', out/'curve.png'
+    if not (table.exists() and picture.exists()): return False
+    return read_rows(table) == [row(r) for r in finished_runs(out)] and picture.stat().st_mtime_ns >= table.stat().st_mtime_ns
 
 def _draw(rows: list[dict], out: Path) -> None:
     "The picture of a search."
