@@ -30,7 +30,7 @@ def fingerprint(
 
 # %% ../../nbs/0_foundations/045_checkpoints.ipynb #export-checkpoint
 def copies(
-    net: nn.Module,
+    net: nn.Module,      # on any device
 ) -> dict[str, Tensor]:  # by name, each in memory of its own
     "Copies of all weights and buffers."
     return {k: v.detach().clone() for k, v in net.state_dict().items()}

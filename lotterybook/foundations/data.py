@@ -31,7 +31,10 @@ class Splits(NamedTuple):
     y_test: Tensor
     classes: int
 
-    def to(self, device: str | torch.device) -> 'Splits':
+    def to(
+        self,
+        device: str | torch.device,  # as PyTorch writes it
+    ) -> 'Splits':                   # the same shapes
         "The same data on a device; what is there already is not copied."
         return self._replace(**{k: v.to(device) for k, v in self._asdict().items() if isinstance(v, Tensor)})
 

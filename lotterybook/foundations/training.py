@@ -172,7 +172,7 @@ def train(
     checkpoint: str | Path | None = None, # file for the state of the run; None: none is kept
     checkpoint_every: int = 5000,         # steps between writes of it
     progress: bool = False,               # show a bar
-) -> dict:                                # stop_step, stop_loss, stop_accuracy, end_accuracy, train_accuracy, seconds, history, flushed_denormals
+) -> dict: # stop_step (optimizer steps), stop_loss (nats), stop_accuracy, end_accuracy, train_accuracy (fractions), seconds, history, flushed_denormals
     "Train a classifier, judged as in Frankle & Carbin (2019), §2: early stop by validation loss, test data read twice."
     end_step = _checked_steps(steps, start_step, end_step, eval_every)
     if checkpoint_every < 1: raise ValueError(f'checkpoint_every={checkpoint_every} must be at least 1')
