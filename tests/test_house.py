@@ -1,11 +1,11 @@
 "The house rules: the library is what the notebooks export, pages import downwards only, the README is the front page."
-import ast, json, re, shutil, subprocess, symtable, sys
+import ast, re, shutil, subprocess, symtable, sys
 from configparser import ConfigParser
 from importlib import metadata
 from pathlib import Path
 import nbformat, pytest
 from packaging.requirements import Requirement
-from lotterybook.tools.pages import find_pages, full_runs, plan
+from lotterybook.tools.pages import find_pages, full_runs, page_cells, plan
 from lotterybook.tools.readme import chapters, render, title
 
 root    = Path(__file__).resolve().parent.parent
@@ -16,7 +16,7 @@ by_stem = dict(ids=lambda o: o.stem)
 # Which part may import which (the tools and the experiments may import all parts)
 downwards = {0: {0}, 1: {0, 1}, 2: {0, 2}, 3: {0, 2, 3}, 4: {0, 2, 4}, 5: {0, 1, 2, 3, 4, 5}, 8: set(range(9)), 9: set(range(10))}
 
-def cells(page, kind=None): return [o for o in json.loads(page.read_text(encoding='utf-8'))['cells'] if kind in (None, o['cell_type'])]
+def cells(page, kind=None): return [o for o in page_cells(page) if kind in (None, o['cell_type'])]
 def source(cell): return ''.join(cell['source'])
 def tree(cell): return ast.parse(re.sub(r'^\s*[%!].*$', 'pass', source(cell), flags=re.M)) # magics are not Python
 def number(stem): return int(stem.split('_')[0])
@@ -174,6 +174,10 @@ def test_python_versions_agree():
 
 def plain(name): return re.sub('[-_.]+', '-', name).lower()
 
+def requirements(*keys):
+    lines = [o.strip() for key in keys for o in settings()[key].splitlines() if o.strip()]
+    return {plain(Requirement(o).name) for o in lines} - {'lotterybook'}
+
 def brought(pins):
     "Names of all distributions here that the extra `dev` brings; of those that differ from their pin, not what they bring"
     todo, seen = [Requirement('lotterybook[dev]')], set()
@@ -193,6 +197,7 @@ def test_all_that_is_installed_is_pinned():
     lines = [o for o in lines if o and not o.startswith('#')]
     assert all(re.fullmatch(r'[\w-]+==[\w.]+', o) for o in lines), 'exact versions only, and no addresses'
     pins  = {plain(name): version for name, version in (o.split('==') for o in lines)}
+    assert requirements('requirements', 'notebooks_requirements', 'cluster_requirements', 'dev_requirements') <= set(pins)
     have  = brought(pins)
     assert len(have) > 30 and not have - set(pins), f'not in tests/constraints.txt: {sorted(have - set(pins))}'
 
