@@ -155,36 +155,35 @@ class _Tables(NamedTuple):
     "A grammar as arrays over its categories."
     start: int
     words: dict          # word -> (categories,) probabilities of rules that make it
-    parent: np.ndarray   # (rules,) with `left`, `right`, `p`: the rules with two categories
-    left: np.ndarray
-    right: np.ndarray
-    p: np.ndarray
+    left: np.ndarray     # (rules,) first category of each rule that has two
+    right: np.ndarray    # (rules,) second category
+    pairs: np.ndarray    # (rules, categories) probability of the rule, at the category it rewrites
     closure: np.ndarray  # (categories, categories) chains of rules with one category
 
 def _tables(pcfg) -> _Tables:
     "What `_inside` needs; a ValueError names a rule it cannot use."
     index = {o: i for i, o in enumerate(dict.fromkeys(o.lhs() for o in pcfg.productions()))}
-    words, single, pairs = defaultdict(lambda: np.zeros(len(index))), np.zeros((len(index),) * 2), []
+    eye, double = np.eye(len(index)), []
+    words, single = defaultdict(lambda: 0 * eye[0]), 0 * eye
     for o in pcfg.productions():
         a, known = index[o.lhs()], [index[b] for b in o.rhs() if b in index]
-        if len(known) == len(o.rhs()) == 2:   pairs.append((a, *known, o.prob()))
+        if len(known) == len(o.rhs()) == 2:   double.append((*known, o.prob() * eye[a]))
         elif len(known) == len(o.rhs()) == 1: single[a, known[0]] += o.prob()
-        elif len(o.rhs()) == 1:               words[o.rhs()[0]][a] += o.prob()
+        elif len(o.rhs()) == 1:               words[o.rhs()[0]] = words[o.rhs()[0]] + o.prob() * eye[a]
         else: raise ValueError(f'rule {o}: a right-hand side is one word, one category or two categories')
-    columns = np.array(pairs).reshape(-1, 4).T
-    return _Tables(index[pcfg.start()], dict(words), *columns[:3].astype(int), columns[3], np.linalg.inv(np.eye(len(index)) - single))
+    left, right, pairs = ([o[k] for o in double] for k in range(3))
+    return _Tables(index[pcfg.start()], dict(words), np.array(left, int), np.array(right, int),
+                   np.array(pairs).reshape(-1, len(index)), np.linalg.inv(eye - single))
 
-def _inside(columns: Sequence[np.ndarray], t: _Tables) -> np.ndarray:
-    "Inside probabilities `(n + 1, n + 1, categories)` of spans [i, j), from those of single words. Baker (1979)."
-    n = len(columns)
-    beta = np.zeros((n + 1, n + 1, len(t.closure)))
-    for i in range(n): beta[i, i + 1] = t.closure @ columns[i]
-    for width in range(2, n + 1):
-        for i in range(n - width + 1):
-            j = i + width
-            split = np.einsum('kr,kr->r', beta[i, i+1:j][:, t.left], beta[i+1:j, j][:, t.right])
-            beta[i, j] = t.closure @ np.bincount(t.parent, split * t.p, len(t.closure))
-    return beta
+def _inside(columns: Sequence[np.ndarray], t: _Tables) -> list[np.ndarray]:
+    "Inside probabilities from those of single words: entry w - 1 is `(spans, categories)` for the spans of w words. Baker (1979)."
+    spans, lefts, rights = [], [], []
+    for width in range(1, len(columns) + 1):
+        m = len(columns) - width + 1
+        made = (sum(lefts[k-1][:m] * rights[width-k-1][k:k+m] for k in range(1, width)) @ t.pairs if width > 1 else np.stack(columns))
+        spans.append(made @ t.closure.T)
+        lefts.append(spans[-1][:, t.left]); rights.append(spans[-1][:, t.right])
+    return spans
 
 def length_distribution(
     max_words: int,             # the longest length wanted
@@ -192,7 +191,7 @@ def length_distribution(
 ) -> np.ndarray:                # (max_words + 1,) probability of each number of words, from 0
     "Exact distribution of sentence lengths: the inside algorithm over words that fit everywhere."
     t = _tables(pcfg or grammar())
-    return _inside([sum(t.words.values())] * max_words, t)[0, :, t.start]
+    return np.array([0., *(o[0, t.start] for o in _inside([sum(t.words.values())] * max_words, t))])
 
 def log_prob(
     lines: Sequence[Sequence[str]], # sentences, as words without end marks
@@ -202,7 +201,7 @@ def log_prob(
     t = _tables(pcfg or grammar())
     if unknown := sorted({o for line in lines for o in line if o not in t.words}):
         raise ValueError(f'words that the grammar does not have: {", ".join(map(repr, unknown[:10]))}')
-    def total(line): return _inside([t.words[o] for o in line], t)[0, -1, t.start] if line else 0.
+    def total(line): return _inside([t.words[o] for o in line], t)[-1][0, t.start] if len(line) else 0.
     return [math.log(p) if (p := total(line)) else -math.inf for line in lines]
 
 # %% ../../nbs/1_ordered_neurons/148_small_grammar.ipynb #export-floor
