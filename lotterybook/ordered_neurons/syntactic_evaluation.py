@@ -9,7 +9,7 @@ __all__ = ['LogProb', 'PAPER_ROWS', 'pairings', 'score_sentences', 'score_pairs'
 # %% ../../nbs/1_ordered_neurons/180_syntactic_evaluation.ipynb #imports-library
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 import numpy as np
 import torch
 from ..foundations.randomness import rng
@@ -22,7 +22,7 @@ _PAIRINGS = {2: {'grammatical > ungrammatical': (0, 1)},
 def pairings(
     items: Sequence[Sequence[str]],     # of one construction: all pairs, or all triples
 ) -> dict[str, list[tuple[str, str]]]:  # what is compared -> (should be likelier, should be less likely)
-    "The pairs of sentences to compare. Marvin and Linzen (2018), §4."
+    "The pairs of sentences to compare. Marvin and Linzen (2018)."
     sizes = {len(o) for o in items}
     if len(sizes) != 1 or not sizes <= set(_PAIRINGS):
         raise ValueError(f'items of one construction are all pairs or all triples of sentences, not of sizes {sorted(sizes)}')
@@ -55,7 +55,7 @@ def score_pairs(
     pairs: Sequence[tuple[str, str]],      # (should be likelier, should be less likely)
     batch_size: int = 256,                 # sentences a call
 ) -> np.ndarray:                           # (pairs,) nats by which the first is likelier; 0 is a tie
-    "Differences of log-probability. Marvin and Linzen (2018), §5."
+    "Differences of log-probability. Marvin and Linzen (2018)."
     scores = score_sentences(model, [o for pair in pairs for o in pair], batch_size)
     return np.array([0. if scores[a] == scores[b] else scores[a] - scores[b] for a, b in pairs])  # -inf on both sides is a tie, too
 
@@ -118,7 +118,7 @@ def evaluate(
     ending: str = '',                            # words put after every sentence
     batch_size: int = 256,                       # sentences a call
 ) -> list[dict]:                                 # rows: construction, pairing, pairs, covered, ties, accuracy, low, high
-    "Accuracy on every construction; ties count as wrong. Marvin and Linzen (2018), §5."
+    "Accuracy on every construction; ties count as wrong. Marvin and Linzen (2018)."
     asked = []
     for construction, cases in suite.items():
         for pairing, pairs in pairings([o for items in cases.values() for o in items]).items():
@@ -156,7 +156,7 @@ PAPER_ROWS = {  # row of the paper's table -> constructions of the suite
     'long: reflexive across relative':          ('reflexives_across',),
     'long: NPI across relative':                _numbered('npi_across')}
 
-# (row, ON-LSTM, LSTM): accuracy, for the pairings of a row in the order of `pairings`. Shen et al. (2019), §5.3, one run each.
+# (row, ON-LSTM, LSTM): accuracy, for the pairings of a row in the order of `pairings`. Shen et al. (2019), §5.3.
 _PAPER = '''short: simple|.99|1.00
 short: sentential complement|.95|.98
 short: VP coordination|.89|.92
