@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'LEXICON', 'grammar', 'mirror', 'generate', 'sentences', 'Expectations', 'expectations',
-           'length_distribution', 'log_prob', 'source_perplexity', 'Corpus', 'part_of', 'as_corpus']
+           'length_distribution', 'log_prob', 'source_perplexity', 'GoldCorpus', 'part_of', 'as_corpus']
 
 # %% ../../nbs/1_ordered_neurons/148_small_grammar.ipynb #imports-library
 import math
@@ -218,7 +218,7 @@ def source_perplexity(
     return math.exp(-sum(o - kept for o in log_prob(lines, pcfg)) / sum(len(o) + 1 for o in lines))
 
 # %% ../../nbs/1_ordered_neurons/148_small_grammar.ipynb #export-corpus
-class Corpus(NamedTuple):
+class GoldCorpus(NamedTuple):
     "Three parts, no sentence in two of them; each a list of sentences, each a list of words."
     train: list[list[str]]
     validation: list[list[str]]
@@ -238,7 +238,7 @@ def as_corpus(
     seed: int = 0,                # the replicate, from 0
     mirrored: bool = False,       # the left-branching twins of the same sentences
     max_words: int | None = None, # longer sentences are drawn again
-) -> Corpus:                      # words, and trees
+) -> GoldCorpus:                  # words, and trees
     "Text of the small grammar in three parts that share no sentence."
     wanted = dict(train=train, validation=validation, test=test)
     if bad := {k: v for k, v in wanted.items() if v < 0}: raise ValueError(f'a number of sentences cannot be negative: {bad}')
@@ -248,4 +248,4 @@ def as_corpus(
         tree = next(source)
         part = part_of(tree.leaves())
         if len(trees[part]) < wanted[part]: trees[part].append(mirror(tree) if mirrored else tree)
-    return Corpus(**{k: sentences(o) for k, o in trees.items()}, trees=trees)
+    return GoldCorpus(**{k: sentences(o) for k, o in trees.items()}, trees=trees)
