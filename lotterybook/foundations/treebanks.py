@@ -71,7 +71,7 @@ def read_trees(
 ) -> list['Tree']:     # cleaned, in order of file names; sentences without a word are left out
     "Your own treebank, without punctuation, traces and unary chains."
     path = Path(path)
-    files = sorted(path.rglob('*.mrg')) + sorted(path.rglob('*.MRG')) if path.is_dir() else [path]
+    files = sorted(o for o in path.rglob('*') if o.suffix.lower() == '.mrg') if path.is_dir() else [path]  # the LDC writes .MRG
     if not path.exists(): raise ValueError(f'{path} does not exist: name a treebank file, or a folder with .mrg files')
     try: trees = [tree for file in files for tree in parse_trees(file.read_text(encoding='utf-8'), str(file))]
     except UnicodeDecodeError as e: raise ValueError(f'a file of {path} is not UTF-8: {e}') from e
