@@ -20,7 +20,7 @@ from ..foundations.files import make_folder
 from ..foundations.randomness import rng, seed_everything
 from ..foundations.training import progress_bar
 from .text import Vocabulary, in_columns, stream, windows
-from .word_model import LanguageModel, load_language_model, save_language_model, window_loss
+from .word_model import LanguageModel, save_language_model, window_loss
 
 # %% ../../nbs/1_ordered_neurons/150_language_model.ipynb #export-perplexity
 @torch.no_grad()

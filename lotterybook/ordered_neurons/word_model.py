@@ -8,7 +8,7 @@ __all__ = ['word_dropout', 'LSTMStack', 'Window', 'LanguageModel', 'Loss', 'wind
 
 # %% ../../nbs/1_ordered_neurons/147_word_model.ipynb #imports-library
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 import torch
