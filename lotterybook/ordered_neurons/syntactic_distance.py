@@ -62,7 +62,9 @@ def tree_from_distances(
 ) -> 'Tree':                              # binary, label `X`; a sentence of one word is a node with one leaf
     "Cut at the largest distance, and again in both parts. Shen et al. (2019), §5.2; Dyer et al. (2019)."
     if builder not in BUILDERS: raise ValueError(f'unknown builder {builder!r}; known are {", ".join(BUILDERS)}')
-    tree = _tree(_checked(distances, words), list(words), BUILDERS[builder])
+    try: tree = _tree(_checked(distances, words), list(words), BUILDERS[builder])
+    except RecursionError:
+        raise ValueError(f'{len(words)} words give a tree too deep for Python and nltk; parse sentences, not paragraphs') from None
     return tree_class()('X', [tree]) if len(words) == 1 else tree
 
 BUILDERS = dict(unbiased=_unbiased, released=_released)
