@@ -149,7 +149,7 @@ def accuracy_by_operators(
     model: PairClassifier,    # trained
     test: dict[int, Encoded], # pairs by number of operators
 ) -> list[dict]:              # a row each: operators, n, right (pairs), accuracy, low, high (95 %), majority (fractions)
-    "How many pairs of each length are right. Shen et al. (2019), figure 4."
+    "How many pairs of each length are right. Shen et al. (2019), §5.4."
     device, rows = next(model.parameters()).device, []
     for k, data in sorted(test.items()):
         right, n = int(correct(model, data.to(device)).sum()), len(data.labels)

@@ -44,7 +44,7 @@ def operators(
     formula: str,  # in the notation of `parse`
 ) -> int:          # how many
     "How many times `not`, `and` and `or` occur."
-    return sum(token in OPERATORS for token in parse(formula))
+    return sum(map(parse(formula).count, OPERATORS))
 
 # %% ../../nbs/1_ordered_neurons/186_propositional_logic.ipynb #export-tables
 @lru_cache
@@ -83,7 +83,7 @@ def relation(
     left: str,   # a formula in the notation of `parse`
     right: str,  # another one, over the same variables or others
 ) -> str:        # one of `= < > ^ | v #`; for a side that is always true or always false, the first that fits
-    "How two formulas are related, by truth tables. MacCartney & Manning (2009); Bowman, Manning & Potts (2015), table 1."
+    "How two formulas are related, by truth tables. MacCartney & Manning (2009); Bowman, Potts & Manning (2015)."
     parsed = parse(left), parse(right)
     variables = sorted({token for o in parsed for token in o} - set(OPERATORS))
     x, y = (_evaluated(o, variables) for o in parsed)
@@ -121,7 +121,7 @@ def generate_pairs(
     while len(pairs) < n:
         words = draw.sample(list(variables), min(per_pair, len(variables)))
         sides = tuple(_drawn(draw, words, depth) for _ in range(2))
-        fit = sides not in pairs and all(operators(o) <= most and _can_be_both(o) for o in sides)
+        fit = sides not in pairs and all(sum(map(o.split().count, OPERATORS)) <= most for o in sides) and all(map(_can_be_both, sides))
         misses = 0 if fit else misses + 1
         if fit: pairs[sides] = relation(*sides)
         if misses > 5000: raise ValueError(f'only {len(pairs)} of {n} pairs found: with max_operators={max_operators}, '
