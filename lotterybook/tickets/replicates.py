@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 import torch
 from torch import Tensor, nn
-from ..foundations.data import DATASETS, Splits, load
+from ..foundations.data import CLASSIFICATION, DATASETS, Splits, load
 from ..foundations.networks import NETWORKS, build
 from ..foundations.files import write_atomically
 from ..foundations.sweeps import folder_lock, read_result, sweep
@@ -43,7 +43,9 @@ def search_settings(
     device: str = 'cpu',      # as PyTorch writes it
 ) -> dict:                    # what all runs of a search have in common
     "The settings of a search, checked. Defaults: Frankle & Carbin (2019), figure 2."
-    if data not in DATASETS: raise ValueError(f'unknown data set {data!r}; known are {", ".join(DATASETS)}')
+    if data not in CLASSIFICATION:
+        what = 'is not for classification' if data in DATASETS else 'is unknown'
+        raise ValueError(f'data set {data!r} {what}; known are {", ".join(CLASSIFICATION)}')
     if net not in NETWORKS: raise ValueError(f'unknown network {net!r}; known are {", ".join(NETWORKS)}')
     geometric(rate, rounds)  # both in range, or an error
     try: there = torch.device(device).type != 'cuda' or torch.cuda.is_available()

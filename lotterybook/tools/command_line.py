@@ -56,7 +56,8 @@ def _find_arguments(parser):
 # %% ../../nbs/8_tools/890_command_line.ipynb #export-other-arguments
 def _fetch_arguments(parser):
     "Arguments of `lotterybook fetch`"
-    parser.add_argument('names', nargs='+', metavar='NAME', help='mnist, fashion_mnist')
+    parser.add_argument('names', nargs='+', metavar='NAME', help='mnist, fashion_mnist, ptb, wikitext_2, brown, '
+                        'treebank, propositional_logic, syntactic_evaluation')
 
 def _readme_arguments(parser):
     "`lotterybook readme` has none"
@@ -73,7 +74,7 @@ _subcommands = dict( # name -> (purpose, arguments, what stands below them)
 
 Stopped, it goes on when run again; finished, it says so and does nothing.'''),
     fetch=('download data sets, or check those that are there', _fetch_arguments,
-           'LOTTERYBOOK_DATA names a folder with data sets that are already there (MNIST/raw/...).'),
+           'LOTTERYBOOK_DATA names a folder with data sets that are already there (MNIST/raw/..., ptb/...).'),
     readme=('for authors: write README.md from nbs/index.ipynb', _readme_arguments,
             'Its map of chapters is refreshed from the pages.'))
 
@@ -103,7 +104,7 @@ def _fetch(names):
     from lotterybook.foundations.data import fetch
     for name in names:
         files = fetch(name)
-        print(f'{name}: ' + (', '.join(map(str, files.values())) or 'nothing to fetch, it ships with scikit-learn'))
+        print(f'{name}: ' + (', '.join(map(str, dict.fromkeys(files.values()))) or 'nothing to fetch, it ships with scikit-learn'))
 
 def _readme():
     from lotterybook.tools.readme import readme
