@@ -1,6 +1,6 @@
 "The public data sets as they really are; these tests skip aloud where LOTTERYBOOK_DATA names no folder."
 from hashlib import sha256
-import os, re, shutil, subprocess, sys
+import os, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 from conftest import skip
