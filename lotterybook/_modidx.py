@@ -377,6 +377,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                           'lotterybook/ordered_neurons/language_model.py'),
                                                             'lotterybook.ordered_neurons.language_model.fit_lm': ( '1_ordered_neurons/language_model.html#fit_lm',
                                                                                                                    'lotterybook/ordered_neurons/language_model.py'),
+                                                            'lotterybook.ordered_neurons.language_model.lm_corpus': ( '1_ordered_neurons/language_model.html#lm_corpus',
+                                                                                                                      'lotterybook/ordered_neurons/language_model.py'),
                                                             'lotterybook.ordered_neurons.language_model.lm_run': ( '1_ordered_neurons/language_model.html#lm_run',
                                                                                                                    'lotterybook/ordered_neurons/language_model.py'),
                                                             'lotterybook.ordered_neurons.language_model.lm_settings': ( '1_ordered_neurons/language_model.html#lm_settings',
