@@ -141,16 +141,19 @@ def _backward_rows(gates, old, d_output, d_far, d_near, dh, dc, d_gates, first, 
 # %% ../../nbs/1_ordered_neurons/140_fast_on_lstm.ipynb #export-order
 def _order(rows: int, batch: int, batch_sizes: Tensor | None, reverse: bool) -> list[tuple[int, int]]:
     "First and last row of each step, in the order of the run."
-    ends = list(accumulate(step_sizes(rows, batch, batch_sizes), initial=0))
+    steps = step_sizes(rows, batch, batch_sizes)
+    ends = list(accumulate(steps, initial=0))
+    if ends[-1] != rows or max(steps, default=0) > batch:
+        raise ValueError(f'{rows} rows of {batch} sequences cannot be taken in steps of {steps}')
     return list(zip(ends, ends[1:]))[::-1 if reverse else 1]
 
 def _row_before(order: list[tuple[int, int]], batch: int, rows: int) -> Tensor:
     "For each row, where its h_{t-1} lies among the outputs and, after them, the first states."
-    before, last = torch.empty(rows, dtype=torch.long), torch.arange(rows, rows + batch)
+    before, last = [0]*rows, list(range(rows, rows + batch))
     for a, b in order:
         before[a:b] = last[:b - a]
-        last[:b - a] = torch.arange(a, b)
-    return before
+        last[:b - a] = range(a, b)
+    return torch.tensor(before, dtype=torch.long)
 
 # %% ../../nbs/1_ordered_neurons/140_fast_on_lstm.ipynb #export-passes
 class Rows(NamedTuple):
@@ -173,6 +176,8 @@ def passes(
         "Output, last state, distances; then gates and old cells for the backward pass."
         low, kind, (n, G), (B, D) = projected.dtype, wide(projected.dtype), projected.shape, h_0.shape
         held = low if rows.half else kind
+        if weight_hh.shape != (G, D) or c_0.shape != (B, D):
+            raise ValueError(f'U has shape {tuple(weight_hh.shape)} and must have {(G, D)}; c_0 has {tuple(c_0.shape)} and must have {(B, D)}')
         def new(*shape, dtype=held): return projected.new_empty(shape, dtype=dtype)
         gates, h, c, U = _own(projected, kind), _own(h_0, held), _own(c_0, kind), weight_hh.t().contiguous()  # read row by row: the product is faster
         product, old, output, far, near = new(B, G), new(n, D, dtype=kind), new(n, D), new(n), new(n)
@@ -238,13 +243,13 @@ OPERATIONS = operation('on_lstm', 'cpu', Rows(_forward_rows, _backward_rows, Ten
 
 # %% ../../nbs/1_ordered_neurons/140_fast_on_lstm.ipynb #export-numba-loop
 def check_columns(
-    projected: Tensor, # `(rows, 4 hidden + 2 levels)`
-    h: Tensor,         # `(batch, hidden)`
-    levels: int,       # N
-) -> None:             # or a ValueError: a kernel that reads beyond a row crashes or invents
-    "Complain where the sizes do not fit each other."
-    if projected.shape[1] != 4*h.shape[1] + 2*levels:
-        raise ValueError(f'{projected.shape[1]} columns are not those of 4·{h.shape[1]} gates and 2·{levels} levels')
+    columns: int, # of the projected input
+    hidden: int,  # D
+    levels: int,  # N
+) -> None:        # or a ValueError: a kernel would read beyond its row
+    "Complain about columns that are not those of the gates."
+    if columns != 4*hidden + 2*levels: raise ValueError(f'{columns} columns are not those of 4·{hidden} gates and 2·{levels} levels')
+    if hidden % levels: raise ValueError(f'{hidden} cells cannot be shared among {levels} levels')
 
 def numba_loop(
     projected: Tensor,                 # `(rows, 4 hidden + 2 levels)` W x_t + b of every row, on the CPU
@@ -257,5 +262,5 @@ def numba_loop(
     reverse: bool = False,             # from the last step to the first
 ) -> Run:                              # as `recurrence.loop`
     "An ON-LSTM over a batch of sequences, compiled for processors; gradients once, not twice. Shen et al. (2019), §4."
-    check_columns(projected, h, levels)
+    check_columns(projected.shape[1], h.shape[1], levels)
     return Run(*torch.ops.lotterybook.on_lstm(projected, weight_hh, h, c, batch_sizes, live_top, reverse)[:5])
