@@ -4,13 +4,17 @@ Each test is skipped where there is none; the book's results are made on a CPU a
 is not one of those that LOTTERYBOOK_NO_SKIPS forbids: what can be installed is asked for there, and a GPU cannot be.
 Sums are made in another order on a GPU, so it is compared to the CPU closely, and to itself to the last bit."""
 import copy
+from importlib.util import find_spec
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_sequence
 from lotterybook.foundations.data import load
 from lotterybook.foundations.fast_steps import FusedAdam
 from lotterybook.foundations.networks import build
 from lotterybook.foundations.training import train
+from lotterybook.ordered_neurons.on_lstm import ONLSTM
+from lotterybook.ordered_neurons.recurrence import find_engine
 from lotterybook.pruning.allocation import keep_top, per_layer
 from lotterybook.pruning.masked_training import keep_pruned, revived
 from lotterybook.pruning.masks import full_masks, remaining
@@ -109,3 +113,101 @@ def test_two_rounds_of_a_search(digits, tmp_path):
     for kept, read in zip(tickets, search()): # from the files
         assert all(torch.equal(kept.masks[k].cpu(), read.masks[k].cpu()) for k in kept.masks)
     assert len(trained) == runs
+
+# --- ON-LSTM in Triton's kernels (page 145)
+
+ordered = pytest.mark.skipif(not find_spec('triton'), reason='no Triton')
+
+def twins(*sizes, dtype=torch.float64, **options):
+    "The same layer on the CPU, in the plain loop, and on the GPU"
+    torch.manual_seed(0)
+    cpu = ONLSTM(*sizes, engine='loop', dtype=dtype, **options)
+    gpu = ONLSTM(*sizes, engine='triton', dtype=dtype, **options)
+    gpu.load_state_dict(cpu.state_dict())
+    return cpu, gpu.to(DEVICE)
+
+def everything(net, x, low=False):
+    "Output, state, distances and the gradients of all of them"
+    net.zero_grad()
+    packed = not isinstance(x, torch.Tensor)
+    data = (x.data if packed else x).clone().requires_grad_()
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=low):
+        output, state, distances = net(x._replace(data=data) if packed else data, return_distances=True)
+    outs = [output.data if packed else output, *distances]
+    for part in state: outs += part if isinstance(part, tuple) else [part] # a tensor for each layer where sizes differ
+    weights = torch.Generator().manual_seed(1)
+    sum((o.double()*torch.randn(o.shape, generator=weights, dtype=torch.float64).to(o.device)).sum() for o in outs).backward()
+    return {str(i): o for i, o in enumerate(outs)} | dict(x=data.grad) | {k: p.grad for k, p in net.named_parameters()}
+
+def close(a, b, rel):
+    "Each of `a` is within `rel` of its largest number of its twin in `b`"
+    assert a.keys() == b.keys()
+    for k in a:
+        error = (a[k].double().cpu() - b[k].double().cpu()).abs().max()
+        assert error <= rel*b[k].double().abs().max().cpu() + 1e-30, (k, error)
+
+@ordered
+def test_auto_takes_triton(): assert find_engine('auto', torch.empty(0, device=DEVICE)) == 'triton'
+
+@ordered
+@pytest.mark.parametrize('dtype, rel', [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@pytest.mark.parametrize('D, C, T, B, live_top', [(1150, 10, 6, 20, False), (64, 1, 20, 3, True), (30, 5, 1, 1, True), (12, 12, 9, 2, True), (400, 10, 5, 7, True)])
+@pytest.mark.filterwarnings('ignore:.*can never be written')
+def test_on_lstm_as_on_the_cpu(dtype, rel, D, C, T, B, live_top):
+    cpu, gpu = twins(7, D, 2, dtype=dtype, chunk_size=C, live_top=live_top, bidirectional=True)
+    x = torch.randn(T, B, 7, dtype=dtype)
+    close(everything(gpu, x.to(DEVICE)), everything(cpu, x), rel)
+
+@ordered
+def test_on_lstm_packed():
+    cpu, gpu = twins(7, [24, 18], chunk_size=6, live_top=True, bidirectional=True)
+    sequences = [torch.randn(n, 7, dtype=torch.float64) for n in (3, 9, 1, 6)]
+    close(*(everything(net, pack_sequence([s.to(device) for s in sequences], enforce_sorted=False)) for net, device in ((gpu, DEVICE), (cpu, 'cpu'))), 1e-10)
+
+@ordered
+@pytest.mark.parametrize('dtype, rel', [(torch.bfloat16, .06), (torch.float16, .01)])
+def test_on_lstm_in_half_precision(dtype, rel):
+    cpu, gpu = twins(7, 40, chunk_size=4, live_top=True)
+    x = torch.randn(8, 5, 7, dtype=torch.float64)
+    exact = everything(cpu, x)
+    close(everything(gpu.to(dtype), x.to(DEVICE, dtype)), exact, rel)
+    if dtype == torch.bfloat16: close(everything(gpu.to(torch.float32), x.to(DEVICE, torch.float32), low=True), exact, rel)
+
+@ordered
+def test_on_lstm_extremes():
+    _, gpu = twins(7, 40, chunk_size=4, live_top=True, dtype=torch.float32)
+    x = torch.randn(5, 3, 7, device=DEVICE)
+    for o in everything(gpu, 1e4*x).values(): assert o.isfinite().all()
+    x[2, 1, 0] = torch.nan # from there on, in that sequence only
+    assert gpu(x)[0].isnan().any(-1).nonzero().tolist() == [[2, 1], [3, 1], [4, 1]]
+
+@ordered
+def test_on_lstm_exported_for_any_length():
+    _, gpu = twins(7, 40, 2, chunk_size=4, live_top=True, dtype=torch.float32)
+    gpu.eval()
+    graph = torch.export.export(gpu, (torch.randn(6, 3, 7, device=DEVICE),), dynamic_shapes=(dict({0: torch.export.Dim('steps', min=2)}),)).module()
+    for T in (2, 6, 40):
+        x = torch.randn(T, 3, 7, device=DEVICE)
+        torch.testing.assert_close(graph(x)[0], gpu(x)[0])
+
+@ordered
+def test_on_lstm_operation():
+    x, U, h = (torch.randn(*shape, device=DEVICE, requires_grad=True) for shape in ((6, 30), (30, 6), (2, 6)))
+    checks = torch.library.opcheck(torch.ops.lotterybook.on_lstm.default, (x, U, h, h.detach().clone().requires_grad_(), None, False, True))
+    assert set(checks.values()) == {'SUCCESS'}
+
+@ordered
+def test_on_lstm_memory():
+    "No more than the plain loop, at the paper's size"
+    peaks = {}
+    for engine in ('triton', 'loop'):
+        net = ONLSTM(400, 1150, chunk_size=10, engine=engine, device=DEVICE)
+        x = torch.randn(70, 20, 400, device=DEVICE)
+        for _ in range(2): # the first call also makes what stays: the kernels, cuBLAS's workspace
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            net(x)[0].sum().backward()
+            torch.cuda.synchronize()
+            peaks[engine] = torch.cuda.max_memory_allocated() - before
+            net.zero_grad()
+    assert peaks['triton'] <= peaks['loop'], peaks

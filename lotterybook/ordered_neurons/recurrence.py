@@ -7,6 +7,7 @@ __all__ = ['ENGINES', 'Step', 'wide', 'on_lstm_step', 'Run', 'step_sizes', 'loop
 
 # %% ../../nbs/1_ordered_neurons/128_recurrence.ipynb #imports-library
 from importlib import import_module
+from importlib.util import find_spec
 from typing import NamedTuple
 import torch
 from torch import Tensor
@@ -92,6 +93,8 @@ ENGINES = dict(loop='lotterybook.ordered_neurons.recurrence:loop',
                numba='lotterybook.ordered_neurons.fast_on_lstm:numba_loop',
                triton='lotterybook.ordered_neurons.on_lstm_on_cuda:triton_loop')
 
+_COMPILERS = [name for name in ('numba', 'triton') if find_spec(name)]  # installed here, and not imported by asking
+
 def find_engine(
     name: str,       # 'auto', or a key of `ENGINES`
     tensor: Tensor,  # what it will work on: the device and the type decide
@@ -100,7 +103,8 @@ def find_engine(
     if name in ENGINES: return name
     if name != 'auto': raise ValueError(f"engine={name!r} must be one of auto, {', '.join(ENGINES)}")
     if torch._C._functorch.peek_interpreter_stack() is not None: return 'loop'  # inside torch.func
-    return {'cpu': 'numba', 'cuda': 'triton'}.get(tensor.device.type, 'loop')
+    compiler = {'cpu': 'numba', 'cuda': 'triton'}.get(tensor.device.type)
+    return compiler if compiler in _COMPILERS else 'loop'
 
 def recur(
     engine: str,        # 'auto', or a key of `ENGINES`
