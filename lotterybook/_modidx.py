@@ -1001,6 +1001,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'lotterybook/tools/pages.py'),
                                          'lotterybook.tools.pages._fit': ('8_tools/pages.html#_fit', 'lotterybook/tools/pages.py'),
                                          'lotterybook.tools.pages._handles': ('8_tools/pages.html#_handles', 'lotterybook/tools/pages.py'),
+                                         'lotterybook.tools.pages._in_short_waits': ( '8_tools/pages.html#_in_short_waits',
+                                                                                      'lotterybook/tools/pages.py'),
                                          'lotterybook.tools.pages._kernel': ('8_tools/pages.html#_kernel', 'lotterybook/tools/pages.py'),
                                          'lotterybook.tools.pages._kind': ('8_tools/pages.html#_kind', 'lotterybook/tools/pages.py'),
                                          'lotterybook.tools.pages._last_started': ( '8_tools/pages.html#_last_started',

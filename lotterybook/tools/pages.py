@@ -114,6 +114,19 @@ def plan(
     asked = lambda page: {**fulls.get(page.stem, {}), **values} # -p has the last word
     return [(page, {k: _fit(k, v, have[page][k]) for k, v in asked(page).items() if k in have[page]}) for page in pages]
 
+# %% ../../nbs/8_tools/800_pages.ipynb #export-short-waits
+def _in_short_waits(get, piece=1.):
+    "`get(timeout)` of a channel, as many waits of `piece` seconds as `timeout` has; None: as many as it takes"
+    from queue import Empty
+    async def patient(timeout=None):
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = piece if end is None else min(piece, end - time.monotonic())
+            try: return await get(timeout=max(left, 0))
+            except Empty:
+                if end is not None and time.monotonic() >= end: raise
+    return patient
+
 # %% ../../nbs/8_tools/800_pages.ipynb #export-kernel
 @contextmanager
 def _kernel(folder, environment, running):
@@ -125,7 +138,10 @@ def _kernel(folder, environment, running):
     private = {} if plain else dict(transport='ipc', ip=sockets+'/k')
     kernel  = AsyncKernelManager(kernel_name='python3', **private)
     clients, new_client = [], kernel.client
-    def client(**kw): clients.append(new_client(**kw)); return clients[-1]
+    def client(**kw):
+        clients.append(new_client(**kw))
+        clients[-1].shell_channel.get_msg = _in_short_waits(clients[-1].shell_channel.get_msg)
+        return clients[-1]
     kernel.client = client # papermill leaves the connection to a kernel it did not start open; we close it below
     try:
         no_history = ['--HistoryManager.hist_file=:memory:']
