@@ -42,10 +42,28 @@ def _exp_by_type(x):
         return p*np.int32((np.int32(k) + 127) << 23).view(np.float32)
     return exp32
 
+def _expm1(x): return math.expm1(x)
+
+@overload(_expm1)
+def _expm1_by_type(x):
+    if x != types.float32: return lambda x: math.expm1(x)
+    def expm1_32(x):
+        if x < -_END: x = -_END
+        if x > _END: x = _END
+        k = (x*_PER_LN2 + _ROUND) - _ROUND
+        r = (x - k*_LN2) - k*_LN2_REST
+        q = (((((_C6*r + _C5)*r + _C4)*r + _C3)*r + _C2)*r + _ONE)*r  # e^r - 1
+        s = np.int32((np.int32(k) + 127) << 23).view(np.float32)
+        return s*q + (s - _ONE)
+    return expm1_32
+
 @overload(_tanh)
 def _tanh_by_type(x):
     if x != types.float32: return lambda x: math.tanh(x)
-    return lambda x: _ONE - _TWO/(_ONE + _exp(_TWO*x))
+    def tanh32(x):
+        e = _expm1(_TWO*x)
+        return e/(e + _TWO)
+    return tanh32
 
 @_compiled
 def _sigmoids(x):

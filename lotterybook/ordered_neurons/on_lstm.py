@@ -17,7 +17,7 @@ from torch.nn.functional import dropout, linear
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from .master_gates import levels
 from .recurrence import find_engine, on_lstm_step, recur, wide
-from .recurrent_dropout import SCALINGS, drop_connect, locked_dropout
+from .recurrent_dropout import SCALINGS, checked_share, drop_connect, locked_dropout
 from .reference import layer_shapes
 
 # %% ../../nbs/1_ordered_neurons/130_on_lstm.ipynb #export-weights
@@ -62,7 +62,8 @@ class ONLSTMCell(nn.Module):
         "One step further."
         if x.dim() not in (1, 2) or x.shape[-1] != self.input_size:
             raise ValueError(f'input has shape {tuple(x.shape)}; it must be (batch, {self.input_size}) or ({self.input_size},)')
-        h, c = hx or (x.new_zeros(*x.shape[:-1], self.hidden_size),)*2
+        if hx is not None and (isinstance(hx, Tensor) or len(hx) != 2): raise ValueError('the state must be a pair (h, c)')
+        h, c = hx if hx is not None else (x.new_zeros(*x.shape[:-1], self.hidden_size),)*2
         if h.shape != c.shape or h.shape != (*x.shape[:-1], self.hidden_size):
             raise ValueError(f'h and c have shapes {tuple(h.shape)} and {tuple(c.shape)}; both must be {(*x.shape[:-1], self.hidden_size)}')
         projected = linear(x, self.weight_ih, _sum(self.bias_ih, self.bias_hh))
@@ -152,8 +153,7 @@ class ONLSTM(nn.Module):
 
     def _check_options(self) -> None:
         "Complain about options that mean nothing."
-        for name in ('dropout', 'weight_dropout'):
-            if not 0 <= getattr(self, name) < 1: raise ValueError(f'{name}={getattr(self, name)} must be at least 0 and below 1')
+        for name in ('dropout', 'weight_dropout'): checked_share(getattr(self, name), name)
         if self.weight_dropout_scaling not in SCALINGS:
             raise ValueError(f'weight_dropout_scaling={self.weight_dropout_scaling!r} must be one of {", ".join(SCALINGS)}')
         find_engine(self.engine, torch.empty(0))
@@ -263,11 +263,14 @@ def _hidden_sizes(hidden_size: int | Sequence[int], num_layers: int) -> list[int
 
 def _layers(name: str, part, shapes: list, unbatched: bool, order: Tensor | None) -> list[Tensor]:
     "A part of the state, given as one tensor or one for each layer, as `(directions, batch, hidden)` a layer."
+    if part is None: raise ValueError(f'{name} is None; leave the whole state out, or give both parts')
     parts = list(part.split([s[0] for s in shapes])) if isinstance(part, Tensor) and len(part) == sum(s[0] for s in shapes) else list(part)
     if unbatched: parts = [o.unsqueeze(1) for o in parts]
     if [tuple(o.shape) for o in parts] != shapes:
         given = tuple(part.shape) if isinstance(part, Tensor) else [tuple(o.shape) for o in part]
-        raise ValueError(f'{name} has shape {given}; the layers need {shapes} as (directions, batch, hidden)')
+        needs = [(s[0], s[2]) if unbatched else s for s in shapes]
+        if len({s[1:] for s in needs}) == 1: needs = (sum(s[0] for s in needs), *needs[0][1:])
+        raise ValueError(f'{name} has shape {given}; it must be {needs}: (layers·directions, {"" if unbatched else "batch, "}hidden)')
     return parts if order is None else [o[:, order] for o in parts]
 
 # %% ../../nbs/1_ordered_neurons/130_on_lstm.ipynb #export-rows
@@ -289,6 +292,8 @@ def _from_reference(
     **options: object,              # of the constructor; `weight_dropout` as in training: the scaling is then 'released'
 ) -> 'ONLSTM':                      # with these weights, in their type and on their device
     "A layer with the weights of the released code. Shen et al. (2019), public code."
+    unfit = {k: v for k, v in options.items() if k in ('bidirectional', 'live_top') and v or k in ('num_layers', 'hidden_size', 'input_size') or k == 'bias' and not v}
+    if unfit: raise ValueError(f'{", ".join(f"{k}={v!r}" for k, v in unfit.items())} does not fit a checkpoint of the released code; leave it out')
     prefix = next((m[1] for key in state_dict if (m := re.match(r'(.*)cells\.0\.ih\.0\.weight$', key))), '')
     cells = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(f'{prefix}cells.')}
     sizes = layer_shapes(cells, chunk_size)

@@ -14,6 +14,11 @@ from torch import Tensor
 # %% ../../nbs/1_ordered_neurons/146_text.ipynb #export-vocabulary
 EOS, UNK = '<eos>', '<unk>'
 
+def _words(line: list[str]) -> list[str]:
+    "A line, or an error where it is a text instead: its letters would be taken for words."
+    if isinstance(line, str): raise ValueError(f'a line is a list of words, not the text {line[:30]!r}; use line.split()')
+    return line
+
 class Vocabulary:
     "Words and their numbers."
     def __init__(
@@ -32,7 +37,7 @@ class Vocabulary:
         min_count: int = 1,          # a word seen less often is `<unk>`
     ) -> 'Vocabulary':               # with `<eos>`; with `<unk>` if the text has it, or `min_count` needs it
         "The vocabulary of a text."
-        counts = Counter(word for line in lines for word in [*line, EOS])
+        counts = Counter(word for line in map(_words, lines) for word in [*line, EOS])
         if not counts: raise ValueError('the text has no lines')
         kept = [w for w, n in counts.items() if n >= min_count or w in (EOS, UNK)]
         return cls(kept if len(kept) == len(counts) or UNK in kept else [*kept, UNK])
@@ -60,7 +65,7 @@ def stream(
 ) -> Tensor:                     # `(tokens,)` int64, `<eos>` after each line
     "A text as one row of numbers."
     end = vocabulary.ids[EOS]
-    return torch.tensor([i for line in lines for i in (*vocabulary.encode(line), end)], dtype=torch.long)
+    return torch.tensor([i for line in map(_words, lines) for i in (*vocabulary.encode(line), end)], dtype=torch.long)
 
 def in_columns(
     tokens: Tensor,   # `(tokens,)`

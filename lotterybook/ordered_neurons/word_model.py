@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, embedding, linear
 from ..foundations.files import write_atomically
 from .lstm import lstm_distances
 from .on_lstm import ONLSTM
-from .recurrent_dropout import drop_connect, locked_dropout
+from .recurrent_dropout import checked_share, drop_connect, locked_dropout
 from .text import EOS, Vocabulary
 
 # %% ../../nbs/1_ordered_neurons/147_word_model.ipynb #export-word-dropout
@@ -27,7 +27,7 @@ def word_dropout(
     training: bool = True,  # otherwise `weight` comes back
 ) -> Tensor:                # same shape
     "An embedding matrix without some of its words. Merity et al. (2018), §4.3."
-    if not p or not training: return weight
+    if not checked_share(p, 'dropout_words') or not training: return weight
     return weight*weight.new_empty(len(weight), 1).bernoulli_(1 - p).div_(1 - p)
 
 # %% ../../nbs/1_ordered_neurons/147_word_model.ipynb #export-lstm-stack
@@ -39,9 +39,11 @@ class LSTMStack(nn.Module):
         hidden_size: Sequence[int],  # cells of each layer
         dropout: float = 0.,         # locked, between layers, in [0, 1)
         weight_dropout: float = 0.,  # share of recurrent weights dropped for a whole window, in [0, 1)
+        weight_dropout_scaling: str = 'inverted', # or 'released'
     ):
         super().__init__()
-        self.dropout, self.weight_dropout = dropout, weight_dropout
+        self.dropout, self.weight_dropout = checked_share(dropout, 'dropout'), checked_share(weight_dropout, 'weight_dropout')
+        self.weight_dropout_scaling = weight_dropout_scaling
         self.layers = nn.ModuleList(nn.LSTM(a, b) for a, b in zip([input_size, *hidden_size], hidden_size))
 
     def forward(
@@ -56,7 +58,7 @@ class LSTMStack(nn.Module):
             if l: x = locked_dropout(x, self.dropout, self.training)
             state = tuple(x.new_zeros(1, x.shape[1], layer.hidden_size) for _ in range(2)) if hx is None else (hx[0][l], hx[1][l])
             if return_distances: distances.append(lstm_distances(layer, x, state))
-            U = drop_connect(layer.weight_hh_l0, self.weight_dropout, self.training)
+            U = drop_connect(layer.weight_hh_l0, self.weight_dropout, self.training, self.weight_dropout_scaling)
             x, *state = torch.lstm(x, state, (layer.weight_ih_l0, U, layer.bias_ih_l0, layer.bias_hh_l0), True, 1, 0., self.training, False, False)
             states.append(state)
         out = x, tuple(zip(*states))
@@ -83,17 +85,17 @@ class LanguageModel(nn.Module):
         dropout_layers: float = 0.,        # between layers
         dropout_output: float = 0.,        # of the last layer's output
         weight_dropout: float = 0.,        # of recurrent weights
+        weight_dropout_scaling: str = 'inverted', # or 'released', see page 124
     ):
         super().__init__()
         if encoder not in ('on_lstm', 'lstm'): raise ValueError(f"encoder={encoder!r} must be 'on_lstm' or 'lstm'")
         self.settings = dict(encoder=encoder, embedding=embedding, hidden=list(hidden), chunk_size=chunk_size, dropout_words=dropout_words,
-                             dropout_input=dropout_input, dropout_layers=dropout_layers, dropout_output=dropout_output, weight_dropout=weight_dropout)
-        for name, p in self.settings.items():
-            if 'dropout' in name and not 0 <= p < 1: raise ValueError(f'{name}={p} must be at least 0 and below 1')
+                             dropout_input=dropout_input, dropout_layers=dropout_layers, dropout_output=dropout_output, weight_dropout=weight_dropout, weight_dropout_scaling=weight_dropout_scaling)
+        for name in ('dropout_words', 'dropout_input', 'dropout_layers', 'dropout_output', 'weight_dropout'): checked_share(self.settings[name], name)
         self.vocabulary = vocabulary
         self.embedding = nn.Parameter(torch.empty(len(vocabulary), embedding).uniform_(-.1, .1))
         self.bias = nn.Parameter(torch.zeros(len(vocabulary)))
-        sizes, drops = [*hidden, embedding], dict(dropout=dropout_layers, weight_dropout=weight_dropout)
+        sizes, drops = [*hidden, embedding], dict(dropout=dropout_layers, weight_dropout=weight_dropout, weight_dropout_scaling=weight_dropout_scaling)
         if not hidden: drops['dropout'] = 0.  # nothing between one layer and itself
         self.encoder = LSTMStack(embedding, sizes, **drops) if encoder == 'lstm' else ONLSTM(embedding, sizes, chunk_size=chunk_size, locked=True, **drops)
 
@@ -123,7 +125,7 @@ class LanguageModel(nn.Module):
         self,
         words: Sequence[str],      # of one sentence
     ) -> tuple[Tensor, Tensor]:    # forget and input, each `(layers, words)`
-        "How far each word reaches, read from a fresh state as `<eos> w1 … wn <eos>`; dropout is off. Shen et al. (2019), released code."
+        "How far each word reaches, read from a fresh state after `<eos>`; dropout is off. Shen et al. (2019), released code."
         ids = torch.tensor(self.vocabulary.encode([EOS, *words]), device=self.bias.device)
         with _evaluating(self): forget, write = self(ids[:, None], return_distances=True)
         return forget[:, 1:, 0], write[:, 1:, 0]
