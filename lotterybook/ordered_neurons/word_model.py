@@ -134,13 +134,16 @@ class LanguageModel(nn.Module):
     def log_prob(
         self,
         sentences: Sequence[Sequence[str]],  # each a list of words
-        batch_size: int = 256,               # sentences at once
+        batch_size: int = 256,               # sentences at once, at most: fewer where the vocabulary is large
     ) -> list[float]:                        # nats, of all words and the `<eos>` after them
         "Log-probability of sentences, each from a fresh state after `<eos>`; dropout is off."
-        end, order, out = self.vocabulary.ids[EOS], sorted(range(len(sentences)), key=lambda i: len(sentences[i])), {}
+        if batch_size < 1: raise ValueError(f'batch_size={batch_size} must be at least 1')
+        if strings := [o for o in sentences if isinstance(o, str)]: raise ValueError(f'a sentence is a list of words, not the text {strings[0][:30]!r}; use .split()')
+        end, order, out = self.vocabulary.ids[EOS], sorted(range(len(sentences)), key=lambda i: -len(sentences[i])), {}
         with _evaluating(self):
-            for start in range(0, len(order), batch_size):
-                some = order[start:start + batch_size]
+            while order:
+                most = 2**24//(len(self.vocabulary)*(len(sentences[order[0]]) + 1))  # the longest first; logits in memory: 64 MB
+                some, order = order[:(n := max(1, min(batch_size, most)))], order[n:]
                 rows = [torch.tensor([end, *self.vocabulary.encode(sentences[i]), end]) for i in some]
                 ids = nn.utils.rnn.pad_sequence(rows, padding_value=-1).to(self.bias.device)
                 logits = self.logits(self(ids[:-1].clamp_min(0)).raw)
