@@ -13,6 +13,7 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 from .files import write_atomically
+from .randomness import cuda_in_use
 
 # %% ../../nbs/0_foundations/045_checkpoints.ipynb #export-fingerprint
 def _checksum(tensors: Iterable[Tensor]) -> int:
@@ -42,9 +43,8 @@ def save_checkpoint(
     run: dict,                         # `fingerprint`, and whatever else the run is made of: tensors and plain values
 ) -> Path:                             # `path`
     "Write the whole state of a run; PyTorch's generators are part of it."
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     state = dict(run, net=net.state_dict(), optimizer=optimizer.state_dict(), cpu_random=torch.get_rng_state(),
-                 cuda_random=[torch.cuda.get_rng_state(d) for d in devices])
+                 cuda_random=[torch.cuda.get_rng_state(d) for d in cuda_in_use()])
     buffer = BytesIO()
     torch.save(state, buffer)
     return write_atomically(path, buffer.getvalue())

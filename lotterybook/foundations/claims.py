@@ -65,6 +65,7 @@ def decide(
     "The verdict on each claim, by the 95 % t interval over the units."
     if least < 2: raise ValueError(f'least={least}: an interval needs two values at least')
     def decided(claim):
+        "A claim with its verdict."
         values = list(compare(rows, claim, unit).values())
         mean, low, high = interval(values) if len(values) >= least else (sum(values)/len(values) if values else None, None, None)
         return dict(claim, n=len(values), mean=mean, low=low, high=high,

@@ -53,6 +53,7 @@ def clean_tree(
 ) -> 'Tree | None':  # leaves are words, every node has two parts or more; None if no word is left
     "A treebank's tree without punctuation, traces and unary chains. Shen et al. (2019), released code."
     def part(o):
+        "What is left of a node: a word, a tree, or None."
         if isinstance(o, str): return o
         if len(o) == 1 and isinstance(o[0], str):  # a word under its part of speech
             return re.sub('[0-9]+', 'N', o[0].lower()) if o.label() in WORD_TAGS else None

@@ -7,26 +7,26 @@ __all__ = ['CONVENTIONS', 'BASELINES', 'spans', 'Convention', 'corpus_f1', 'base
 
 # %% ../../nbs/1_ordered_neurons/170_constituency.ipynb #imports-library
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 import torch
 from ..foundations.treebanks import tree_class
 if TYPE_CHECKING: from nltk import Tree
 
 # %% ../../nbs/1_ordered_neurons/170_constituency.ipynb #export-spans
+def _constituents(node: 'Tree | str', start: int = 0) -> Generator:
+    "Each constituent of two words or more, with its first word and one after its last; inner ones first."
+    if isinstance(node, str): return start + 1
+    end = start
+    for part in node: end = yield from _constituents(part, end)
+    if end - start > 1: yield node, start, end
+    return end
+
 def spans(
     tree: 'Tree',            # leaves are words
 ) -> set[tuple[int, int]]:   # (first word, one after the last), two words or more, the whole sentence included
     "What a tree groups together."
-    found = set()
-    def walk(node, start):
-        if isinstance(node, str): return start + 1
-        end = start
-        for part in node: end = walk(part, end)
-        if end - start > 1: found.add((start, end))
-        return end
-    walk(tree, 0)
-    return found
+    return {(start, end) for _, start, end in _constituents(tree)}
 
 # %% ../../nbs/1_ordered_neurons/170_constituency.ipynb #export-f1
 class Convention(NamedTuple):
@@ -78,6 +78,7 @@ def baseline_tree(
     if not len(words): raise ValueError('an empty sentence has no tree')
     Tree = tree_class()
     def build(start, end):
+        "The tree of some of the words."
         if end - start == 1: return words[start]
         cut = start + BASELINES[kind](end - start, generator)
         return Tree('X', [build(start, cut), build(cut, end)])
@@ -108,14 +109,9 @@ def label_recall(
     "How many of the gold spans of each label are found. Shen et al. (2019), table 2."
     found, total = Counter(), Counter()
     for n, p, g in _pairs(pred, gold):
-        has, labelled = spans(p), {}  # in order of appearance
-        def walk(node, start):
-            if isinstance(node, str): return start + 1
-            end = start
-            for part in node: end = walk(part, end)
-            if end - start > 1 and (root or end - start < n): labelled.update(dict.fromkeys((label, (start, end)) for label in node.label().split('+')))
-            return end
-        walk(g, 0)
+        has = spans(p)
+        labelled = dict.fromkeys((label, (start, end)) for node, start, end in _constituents(g)  # once each, in order of appearance
+                                 if root or end - start < n for label in node.label().split('+'))
         total.update(label for label, _ in labelled)
         found.update(label for label, span in labelled if span in has)
     return {label: Recall(found[label], n) for label, n in total.most_common()}

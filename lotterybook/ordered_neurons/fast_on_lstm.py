@@ -11,73 +11,64 @@ import numpy as np
 import torch
 from collections.abc import Callable
 from itertools import accumulate
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 from torch import Tensor
 from typing import NamedTuple
+from ..foundations.sparse_inputs import compiled
 from .recurrence import Run, step_sizes, wide
 
 # %% ../../nbs/1_ordered_neurons/140_fast_on_lstm.ipynb #export-exp
-def _compiled(function: Callable) -> Callable:
-    "Compile at the first call, and keep the result on disk if there is a place for it."
-    options = dict(fastmath={'contract'}, error_model='numpy')  # a·b + c in one rounding; nothing that reorders sums
-    try: return njit(cache=True, **options)(function)
-    except RuntimeError: return njit(**options)(function)        # no folder to keep it in
-
 _END, _PER_LN2, _LN2, _LN2_REST, _ROUND = map(np.float32, (87, 1.44269504, .693359375, -2.12194440e-4, 1.5*2**23))
 _ONE, _TWO, _C2, _C3, _C4, _C5, _C6 = map(np.float32, (1, 2, 1/2, 1/6, 1/24, 1/120, 1/720))
 
 def _exp(x): return math.exp(x)
 def _tanh(x): return math.tanh(x)
 
+@compiled
+def _powers(x):
+    "q and s with e^x = s(q + 1), of a float32: q is e^r - 1, s is 2^k."
+    if x < -_END: x = -_END
+    if x > _END: x = _END
+    k = (x*_PER_LN2 + _ROUND) - _ROUND
+    r = (x - k*_LN2) - k*_LN2_REST
+    q = (((((_C6*r + _C5)*r + _C4)*r + _C3)*r + _C2)*r + _ONE)*r
+    return q, np.int32((np.int32(k) + 127) << 23).view(np.float32)
+
 @overload(_exp)
 def _exp_by_type(x):
+    "What Numba compiles `_exp` to."
     if x != types.float32: return lambda x: math.exp(x)
     def exp32(x):
-        if x < -_END: x = -_END
-        if x > _END: x = _END
-        k = (x*_PER_LN2 + _ROUND) - _ROUND
-        r = (x - k*_LN2) - k*_LN2_REST
-        p = (((((_C6*r + _C5)*r + _C4)*r + _C3)*r + _C2)*r + _ONE)*r + _ONE
-        return p*np.int32((np.int32(k) + 127) << 23).view(np.float32)
+        "s(q + 1)"
+        q, s = _powers(x)
+        return (q + _ONE)*s
     return exp32
-
-def _expm1(x): return math.expm1(x)
-
-@overload(_expm1)
-def _expm1_by_type(x):
-    if x != types.float32: return lambda x: math.expm1(x)
-    def expm1_32(x):
-        if x < -_END: x = -_END
-        if x > _END: x = _END
-        k = (x*_PER_LN2 + _ROUND) - _ROUND
-        r = (x - k*_LN2) - k*_LN2_REST
-        q = (((((_C6*r + _C5)*r + _C4)*r + _C3)*r + _C2)*r + _ONE)*r  # e^r - 1
-        s = np.int32((np.int32(k) + 127) << 23).view(np.float32)
-        return s*q + (s - _ONE)
-    return expm1_32
 
 @overload(_tanh)
 def _tanh_by_type(x):
+    "What Numba compiles `_tanh` to."
     if x != types.float32: return lambda x: math.tanh(x)
     def tanh32(x):
-        e = _expm1(_TWO*x)
+        "With e = e^2x - 1 = sq + (s - 1): e/(e + 2)."
+        q, s = _powers(_TWO*x)
+        e = s*q + (s - _ONE)
         return e/(e + _TWO)
     return tanh32
 
-@_compiled
+@compiled
 def _sigmoids(x):
     "Sigmoids of a row, in place."
     one = x.dtype.type(1)
     for k in range(x.size): x[k] = one/(one + _exp(-x[k]))
 
-@_compiled
+@compiled
 def _tanhs(x):
     "Hyperbolic tangents of a row, in place."
     for k in range(x.size): x[k] = _tanh(x[k])
 
 # %% ../../nbs/1_ordered_neurons/140_fast_on_lstm.ipynb #export-forward
-@_compiled
+@compiled
 def _softmax(p, live_top):
     "Softmax of a row of logits, in place; with `live_top` there is one more place with logit 0."
     zero = p.dtype.type(0)
@@ -88,7 +79,7 @@ def _softmax(p, live_top):
     for k in range(p.size): total += p[k]
     for k in range(p.size): p[k] /= total
 
-@_compiled
+@compiled
 def _gates(p, falls, G):
     "Running sums of a softmax, or 1 less them, repeated for each cell; returns their mean over levels."
     one, sum_, mean = p.dtype.type(1), p.dtype.type(0), p.dtype.type(0)
@@ -100,7 +91,7 @@ def _gates(p, falls, G):
         for k in range(n*chunk, (n + 1)*chunk): G[k] = gate
     return mean/p.dtype.type(p.size)
 
-@_compiled
+@compiled
 def _forward_rows(gates, product, old, output, far, near, h, c, first, count, live_top):
     "One step of `count` rows: `gates` come as W x + b and stay as gates, `h` and `c` are moved."
     D, one = c.shape[1], c.dtype.type(1)
@@ -120,7 +111,7 @@ def _forward_rows(gates, product, old, output, far, near, h, c, first, count, li
         output[t] = h_r
 
 # %% ../../nbs/1_ordered_neurons/140_fast_on_lstm.ipynb #export-backward
-@_compiled
+@compiled
 def _softmax_backward(p, dG, extra, sign, dz):
     "Gradient of the logits, from that of the repeated gates; `extra` is added at each level."
     chunk, u, dot = dG.size//p.size, p.dtype.type(0), p.dtype.type(0)
@@ -131,7 +122,7 @@ def _softmax_backward(p, dG, extra, sign, dz):
         dot += u*p[n]
     for n in range(p.size): dz[n] = sign*p[n]*(dz[n] - dot)
 
-@_compiled
+@compiled
 def _backward_rows(gates, old, d_output, d_far, d_near, dh, dc, d_gates, first, count):
     "One step back for `count` rows: `d_gates` is filled, `dc` is moved; `dh` comes from the next step's product."
     D, one = dc.shape[1], dc.dtype.type(1)

@@ -17,11 +17,12 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from ..foundations.checkpoints import fingerprint, load_checkpoint, save_checkpoint
 from ..foundations.data import load
-from ..foundations.randomness import seed_everything
+from ..foundations.language_data import Logic
+from ..foundations.randomness import kept_generators, seed_everything
 from ..foundations.results import device_name
-from ..foundations.training import progress_bar
+from ..foundations.training import evaluating, progress_bar
 from .formula_batches import Encoded, batches, encode_pairs, train_validation, vocabulary
-from .propositional_logic import RELATIONS, LogicData, generate_pairs, relation, split_pairs
+from .propositional_logic import RELATIONS, generate_pairs, relation, split_pairs
 _all_ = ['relation']  # decides the labels; wanted beside the classifier
 
 # %% ../../nbs/1_ordered_neurons/190_logical_inference.ipynb #export-model
@@ -78,10 +79,9 @@ def correct(
     batch_size: int = 512, # pairs at once
 ) -> Tensor:               # `(pairs,)` bool
     "For which pairs the likeliest relation is the right one."
-    was, answers = model.training, torch.empty_like(data.labels)
-    model.eval()
-    for rows in batches(data, batch_size, 0, 0, pool=len(data.labels)): answers[rows] = model(data, rows).argmax(1)
-    model.train(was)
+    answers = torch.empty_like(data.labels)
+    with evaluating(model):
+        for rows in batches(data, batch_size, 0, 0, pool=len(data.labels)): answers[rows] = model(data, rows).argmax(1)
     return answers == data.labels
 
 def _epoch(model, data: Encoded, optimizer, rate: Callable, batch_size: int, seed: int, epoch: int, clip: float | None) -> float:
@@ -123,8 +123,7 @@ def train_classifier(
     settings = dict(epochs=epochs, batch_size=batch_size, rates=rates, clip=clip, seed=seed, optimizer=str(options))
     mark = fingerprint(settings, weights=model.state_dict().values(), pairs=[*train]) if checkpoint else {}
     run = dict(fingerprint=mark, rows=[])
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(gpus), progress_bar(epochs, progress, unit='epoch') as bar:
+    with kept_generators(), progress_bar(epochs, progress, unit='epoch') as bar:
         seed_everything(seed, 'training')
         if checkpoint and Path(checkpoint).exists(): run = load_checkpoint(checkpoint, model, opt, mark)
         for epoch in range(len(run['rows']), epochs):
@@ -174,10 +173,10 @@ def make_encoder(
 def logic_data(
     name: str,          # 'generated' or 'propositional_logic'
     pairs: int = 20000, # how many to draw; of 'generated' only
-) -> LogicData:         # `train` and `test` by number of operators
+) -> Logic:             # `train` and `test` by number of operators
     "The public pairs of Bowman, Manning & Potts (2015), or pairs of our own, the same for every seed."
     if name == 'generated': return split_pairs(generate_pairs(pairs))
-    return LogicData(*load(name))
+    return load(name)
 
 def run_one(
     config: dict,                     # data, pairs, encoder, chunk_size, embedding, hidden, dropout, max_train, epochs, batch_size, lr, seed, device

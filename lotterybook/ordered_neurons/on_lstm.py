@@ -8,14 +8,14 @@ __all__ = ['ONLSTMCell', 'ONLSTM']
 # %% ../../nbs/1_ordered_neurons/130_on_lstm.ipynb #imports-library
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
-from .master_gates import levels
+from .master_gates import checked_size, levels
 from .recurrence import find_engine, on_lstm_step, recur, wide
 from .recurrent_dropout import SCALINGS, checked_share, drop_connect, locked_dropout
 from .reference import layer_shapes
@@ -41,7 +41,8 @@ class ONLSTMCell(nn.Module):
         dtype: torch.dtype | None = None,         # of the weights
     ):
         super().__init__()
-        self.input_size, self.hidden_size, self.bias = _size('input_size', input_size), hidden_size, bias
+        input_size, hidden_size = checked_size(input_size, 'input_size'), checked_size(hidden_size, 'hidden_size')
+        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
         self.chunk_size, self.live_top, self.levels = chunk_size, live_top, levels(hidden_size, chunk_size, live_top)
         rows = 4*hidden_size + 2*self.levels
         def new(*shape): return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -77,11 +78,6 @@ class ONLSTMCell(nn.Module):
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     "The sum of two biases, if there are any."
     return None if a is None else a + b
-
-def _size(name: str, n: int) -> int:
-    "A size, or an error that names it."
-    if not isinstance(n, int) or n < 1: raise ValueError(f'{name}={n!r} must be a whole number of at least 1')
-    return n
 
 # %% ../../nbs/1_ordered_neurons/130_on_lstm.ipynb #export-options
 class _Rows(NamedTuple):
@@ -136,7 +132,8 @@ class ONLSTM(nn.Module):
     ):
         super().__init__()
         self.hidden_sizes = _hidden_sizes(hidden_size, num_layers)
-        self.input_size, self.hidden_size, self.num_layers = _size('input_size', input_size), hidden_size, len(self.hidden_sizes)
+        self.hidden_size = self.hidden_sizes if isinstance(hidden_size, Iterable) else self.hidden_sizes[0]
+        self.input_size, self.num_layers = checked_size(input_size, 'input_size'), len(self.hidden_sizes)
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, bidirectional
         self.chunk_size, self.live_top, self.locked, self.return_distances = chunk_size, live_top, locked, return_distances
         self.weight_dropout, self.weight_dropout_scaling, self.engine = weight_dropout, weight_dropout_scaling, engine
@@ -205,21 +202,21 @@ class ONLSTM(nn.Module):
         low = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if low else rows.data.dtype
         with torch.autocast(device, enabled=False) if low else nullcontext():
-            runs = self._all_layers(rows._replace(data=rows.data.to(dtype)), (h_0, c_0), dtype)
-        output = self._restored(torch.cat([run.output for run in runs[-1]], -1), rows, input, self.batch_first)
+            x, runs = self._all_layers(rows._replace(data=rows.data.to(dtype)), (h_0, c_0), dtype)
+        output = self._restored(x, rows, input, self.batch_first)
         order  = input.unsorted_indices if packed else None
         state  = tuple(self._final([[getattr(run, part) for run in of] for of in runs], unbatched, order) for part in ('h_n', 'c_n'))
         if not (self.return_distances if return_distances is None else return_distances): return output, state
         return output, state, tuple(self._distances(runs, part, rows, input) for part in ('distance_forget', 'distance_input'))
 
-    def _all_layers(self, rows: _Rows, state: tuple, dtype: torch.dtype) -> list:
-        "The runs of every layer, one for each direction."
+    def _all_layers(self, rows: _Rows, state: tuple, dtype: torch.dtype) -> tuple[Tensor, list]:
+        "Output rows of the last layer, and the runs of every layer, one for each direction."
         runs, x = [], rows.data
         for l in range(self.num_layers):
             if l and self.dropout: x = self._dropped(x, rows)
             runs.append([self._run(l, d, x, state, rows, dtype) for d in range(len(self.directions))])
-            x = torch.cat([run.output for run in runs[-1]], -1)
-        return runs
+            x = torch.cat([run.output for run in runs[-1]], -1) if self.bidirectional else runs[-1][0].output
+        return x, runs
 
     def _dropped(self, x: Tensor, rows: _Rows) -> Tensor:
         "What flows between two layers."
@@ -255,8 +252,8 @@ class ONLSTM(nn.Module):
 
 def _hidden_sizes(hidden_size: int | Sequence[int], num_layers: int) -> list[int]:
     "A size for each layer."
-    if isinstance(hidden_size, int): return [_size('hidden_size', hidden_size)]*_size('num_layers', num_layers)
-    sizes = [_size(f'hidden_size[{l}]', D) for l, D in enumerate(hidden_size)]
+    if not isinstance(hidden_size, Iterable): return [checked_size(hidden_size, 'hidden_size')]*checked_size(num_layers, 'num_layers')
+    sizes = [checked_size(D, f'hidden_size[{l}]') for l, D in enumerate(hidden_size)]
     if not sizes or num_layers not in (1, len(sizes)):
         raise ValueError(f'hidden_size names {len(sizes)} layers, and num_layers={num_layers}; leave num_layers out')
     return sizes

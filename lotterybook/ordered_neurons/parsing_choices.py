@@ -9,12 +9,11 @@ __all__ = ['GATES', 'expected_best', 'parsing_choices', 'baseline_choices', 'way
 # %% ../../nbs/1_ordered_neurons/185_parsing_choices.ipynb #imports-library
 import math
 from collections.abc import Iterator, Sequence
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 import torch
-from ..foundations.randomness import rng, seed_everything
+from ..foundations.randomness import kept_generators, rng
 from .constituency import BASELINES, CONVENTIONS, baseline_tree, corpus_f1
-from .language_model import fit_lm, lm_settings
+from .language_model import first_model, fit_lm, lm_settings
 from .small_grammar import as_corpus
 from .syntactic_distance import BUILDERS, tree_from_distances
 from .text import Vocabulary
@@ -116,7 +115,4 @@ def first_network(
     **settings: object,             # likewise
 ) -> LanguageModel:                 # in evaluation mode
     "The network that `fit_lm` begins with."
-    s = lm_settings(preset, **settings)
-    seed_everything(seed, 'language model')
-    wanted = signature(LanguageModel).parameters.keys() & s.keys()
-    return LanguageModel(Vocabulary.of(lines), **{k: s[k] for k in wanted}).eval()
+    with kept_generators(): return first_model(Vocabulary.of(lines), lm_settings(preset, **settings), seed).eval()

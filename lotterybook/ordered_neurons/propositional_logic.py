@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['OPERATORS', 'RELATIONS', 'parse', 'operators', 'truth_table', 'relation', 'Pair', 'generate_pairs', 'by_operators',
-           'LogicData', 'split_pairs']
+           'split_pairs']
 
 # %% ../../nbs/1_ordered_neurons/186_propositional_logic.ipynb #imports-library
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from random import Random
 from typing import NamedTuple
+from ..foundations.language_data import Logic
 from ..foundations.randomness import rng
 
 # %% ../../nbs/1_ordered_neurons/186_propositional_logic.ipynb #export-parse
@@ -144,19 +145,14 @@ def by_operators(
     return dict(sorted(groups.items()))
 
 # %% ../../nbs/1_ordered_neurons/186_propositional_logic.ipynb #export-split
-class LogicData(NamedTuple):
-    "Pairs for training and testing, by the number of operators of the longer side."
-    train: dict[int, list[Pair]]
-    test: dict[int, list[Pair]]
-
 def split_pairs(
     pairs: Iterable[Pair],    # distinct
     test_share: float = .15,  # of all pairs, in (0, 1)
     seed: int = 0,            # draws the split
     last: int = 12,           # as in `by_operators`
-) -> LogicData:               # no test pair, and no mirror image of one, is in train
+) -> Logic:                   # by number of operators; no test pair, and no mirror image of one, is in train
     "Pairs split at random; the public files split by order of first appearance instead."
     if not 0 < test_share < 1: raise ValueError(f'test_share={test_share} must lie between 0 and 1')
     parts, side, draw = ([], []), {}, Random(rng(seed, 'split of pairs').initial_seed())
     for o in pairs: parts[side.setdefault(frozenset(o[1:]), draw.random() < test_share)].append(o)
-    return LogicData(*(by_operators(part, last) for part in parts))
+    return Logic(*(by_operators(part, last) for part in parts))

@@ -79,6 +79,7 @@ def draw_tree(
     "Draw a tree over its words, word k at x = k, a node one step above the higher of its parts."
     at = iter(range(len(tree.leaves())))
     def place(node):
+        "Draw a node above its words; where it stands, and how high."
         if isinstance(node, str):
             x = next(at)
             ax.text(x, -.15, node, ha='center', va='top')

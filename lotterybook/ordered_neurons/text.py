@@ -70,11 +70,14 @@ def stream(
 def in_columns(
     tokens: Tensor,   # `(tokens,)`
     batch_size: int,  # columns
+    name: str = '',   # of the text, for the complaint: 'training'
 ) -> Tensor:          # `(tokens // batch_size, batch_size)`; each column is a stretch of the text
     "A stream cut into equal pieces, side by side."
-    steps = len(tokens)//max(batch_size, 1)
-    if batch_size < 1 or steps < 2:
-        raise ValueError(f'{len(tokens)} tokens do not fill {batch_size} columns with two rows; take a smaller batch')
+    if batch_size < 1: raise ValueError(f'batch_size={batch_size} must be at least 1')
+    steps = len(tokens)//batch_size
+    if steps < 2:
+        raise ValueError(f'the {name or "given"} text has {len(tokens)} tokens; {batch_size} columns need {2*batch_size} at least: '
+                         'take more text, or a smaller batch_size')
     return tokens[:steps*batch_size].view(batch_size, steps).t().contiguous()
 
 # %% ../../nbs/1_ordered_neurons/146_text.ipynb #export-windows

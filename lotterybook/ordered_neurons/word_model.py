@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding, linear
 from ..foundations.files import write_atomically
+from ..foundations.training import evaluating
 from .lstm import lstm_distances
 from .on_lstm import ONLSTM
 from .recurrent_dropout import checked_share, drop_connect, locked_dropout
@@ -70,6 +71,7 @@ class Window(NamedTuple):
     raw: Tensor      # `(seq, batch, embedding)` output of the last layer
     dropped: Tensor  # the same after dropout: what the output layer sees
     state: tuple     # for the next window
+    distances: tuple[Tensor, Tensor] | None = None # forget and input, each `(layers, seq, batch)`, if asked for
 
 class LanguageModel(nn.Module):
     "Words in, the probability of the next word out. Merity et al. (2018), Shen et al. (2019), §5.1."
@@ -103,15 +105,14 @@ class LanguageModel(nn.Module):
         self,
         ids: Tensor,                 # `(seq, batch)` int64
         state: tuple | None = None,  # of the window before; None: zeros
-        return_distances: bool = False, # return distances instead
-    ) -> Window | tuple[Tensor, Tensor]: # or both distances, `(layers, seq, batch)`
-        "Read a window of words."
+        return_distances: bool = False, # add distances
+    ) -> Window:
+        "What the layers make of a window of words."
         s = self.settings
         x = embedding(ids, word_dropout(self.embedding, s['dropout_words'], self.training))
         x = locked_dropout(x, s['dropout_input'], self.training)
-        if return_distances: return self.encoder(x, state, return_distances=True)[2]
-        raw, state = self.encoder(x, state)
-        return Window(raw, locked_dropout(raw, s['dropout_output'], self.training), state)
+        raw, state, *distances = self.encoder(x, state, return_distances=return_distances)
+        return Window(raw, locked_dropout(raw, s['dropout_output'], self.training), state, *distances)
 
     def logits(
         self,
@@ -127,7 +128,7 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:    # forget and input, each `(layers, words)`
         "How far each word reaches, read from a fresh state after `<eos>`; dropout is off. Shen et al. (2019), released code."
         ids = torch.tensor(self.vocabulary.encode([EOS, *words]), device=self.bias.device)
-        with _evaluating(self): forget, write = self(ids[:, None], return_distances=True)
+        with evaluating(self): forget, write = self(ids[:, None], return_distances=True).distances
         return forget[:, 1:, 0], write[:, 1:, 0]
 
     @torch.no_grad()
@@ -140,7 +141,7 @@ class LanguageModel(nn.Module):
         if batch_size < 1: raise ValueError(f'batch_size={batch_size} must be at least 1')
         if strings := [o for o in sentences if isinstance(o, str)]: raise ValueError(f'a sentence is a list of words, not the text {strings[0][:30]!r}; use .split()')
         end, order, out = self.vocabulary.ids[EOS], sorted(range(len(sentences)), key=lambda i: -len(sentences[i])), {}
-        with _evaluating(self):
+        with evaluating(self):
             while order:
                 most = 2**24//(len(self.vocabulary)*(len(sentences[order[0]]) + 1))  # the longest first; logits in memory: 64 MB
                 some, order = order[:(n := max(1, min(batch_size, most)))], order[n:]
@@ -150,12 +151,6 @@ class LanguageModel(nn.Module):
                 nll = cross_entropy(logits.flatten(0, 1), ids[1:].flatten(), ignore_index=-1, reduction='none').view(len(ids) - 1, -1)
                 out.update(zip(some, (-nll.double().sum(0)).tolist()))
         return [out[i] for i in range(len(sentences))]
-
-class _evaluating:
-    "A block in which a network is in evaluation mode."
-    def __init__(self, net: nn.Module): self.net, self.mode = net, net.training
-    def __enter__(self): self.net.eval()
-    def __exit__(self, *_): self.net.train(self.mode)
 
 # %% ../../nbs/1_ordered_neurons/147_word_model.ipynb #export-loss
 class Loss(NamedTuple):
@@ -177,7 +172,7 @@ def window_loss(
     tar: float = 0.,             # β
 ) -> Loss:                       # differentiable `total`
     "Cross-entropy of a window, with activation regularization. Merity et al. (2017), §3."
-    raw, dropped, state = model(ids, state)
+    raw, dropped, state, _ = model(ids, state)
     nats = cross_entropy(model.logits(dropped).flatten(0, 1), targets.flatten())
     total = nats
     if ar: total = total + ar*dropped.square().mean()

@@ -139,6 +139,7 @@ def _kernel(folder, environment, running):
     kernel  = AsyncKernelManager(kernel_name='python3', **private)
     clients, new_client = [], kernel.client
     def client(**kw):
+        "A client that waits in short pieces."
         clients.append(new_client(**kw))
         clients[-1].shell_channel.get_msg = _in_short_waits(clients[-1].shell_channel.get_msg)
         return clients[-1]
@@ -217,7 +218,9 @@ def side_by_side(
 ):                 # yields what run_one returned, the first to finish first
     "Run pages `jobs` at a time; when the caller stops, no kernel is left running."
     running, stop = [], threading.Event()
-    def one(page, values): return None if stop.is_set() else run_one(page, values, running)
+    def one(page, values):
+        "The outcome of a page, or None after the stop."
+        return None if stop.is_set() else run_one(page, values, running)
     pool = ThreadPoolExecutor(jobs)
     try:
         for job in as_completed([pool.submit(one, *o) for o in todo]): yield job.result()
@@ -309,6 +312,7 @@ def run(
     todo, out, folder = plan(names, values, full, folder), Path(out).resolve(), folder or book_folder()
     results, jobs, since = _results_folder(full, out), jobs or min(os.cpu_count() or 1, 4), time.time()
     def one(page, values, running):
+        "The outcome of a page, run as a copy."
         copy    = out/'pages'/page.relative_to(folder)
         outcome = run_page(page, copy, values, quiet_environment(results), None if full else cell_timeout, running)
         if save and outcome['ok']: save_outputs(page, copy)
