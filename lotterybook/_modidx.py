@@ -549,6 +549,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                            'lotterybook/ordered_neurons/on_lstm_on_cuda.py'),
                                                              'lotterybook.ordered_neurons.on_lstm_on_cuda._kernels': ( '1_ordered_neurons/on_lstm_on_cuda.html#_kernels',
                                                                                                                        'lotterybook/ordered_neurons/on_lstm_on_cuda.py'),
+                                                             'lotterybook.ordered_neurons.on_lstm_on_cuda._tanh': ( '1_ordered_neurons/on_lstm_on_cuda.html#_tanh',
+                                                                                                                    'lotterybook/ordered_neurons/on_lstm_on_cuda.py'),
                                                              'lotterybook.ordered_neurons.on_lstm_on_cuda._tile': ( '1_ordered_neurons/on_lstm_on_cuda.html#_tile',
                                                                                                                     'lotterybook/ordered_neurons/on_lstm_on_cuda.py'),
                                                              'lotterybook.ordered_neurons.on_lstm_on_cuda._where_it_lies': ( '1_ordered_neurons/on_lstm_on_cuda.html#_where_it_lies',

@@ -15,6 +15,12 @@ from .recurrence import Run
 __all__ = ['triton_loop']
 
 # %% ../../nbs/1_ordered_neurons/145_on_lstm_on_cuda.ipynb #export-forward
+def _tanh(x):
+    "Exact near 0 as well. Lambert (1768)."
+    s = x*x
+    near = x*(10395 + s*(1260 + s*21))/(10395 + s*(4725 + s*(210 + s)))
+    return tl.where(tl.abs(x) < .25, near, 2*tl.sigmoid(2*x) - 1)
+
 def _forward_row(gates, product, old, output, far, near, h, c, first, live_top: tl.constexpr,
                  N: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr, PLACES: tl.constexpr):
     "One step of one row: `gates` come as W x + b and stay as gates, `h` and `c` are moved."
@@ -26,7 +32,7 @@ def _forward_row(gates, product, old, output, far, near, h, c, first, live_top: 
     g, Uh = gates + t*(4*D + 2*N), product + r*(4*D + 2*N)
     i     = tl.sigmoid(tl.load(g + cell, there, 0) + tl.load(Uh + cell, there, 0))
     f     = tl.sigmoid(tl.load(g + D + cell, there, 0) + tl.load(Uh + D + cell, there, 0))
-    c_hat = 2*tl.sigmoid(2*(tl.load(g + 2*D + cell, there, 0) + tl.load(Uh + 2*D + cell, there, 0))) - 1
+    c_hat = tanh(tl.load(g + 2*D + cell, there, 0) + tl.load(Uh + 2*D + cell, there, 0))
     o     = tl.sigmoid(tl.load(g + 3*D + cell, there, 0) + tl.load(Uh + 3*D + cell, there, 0))
     z_f   = tl.load(g + 4*D + level, real, -float('inf')) + tl.load(Uh + 4*D + level, real, 0)
     z_i   = tl.load(g + 4*D + N + level, real, -float('inf')) + tl.load(Uh + 4*D + N + level, real, 0)
@@ -39,7 +45,7 @@ def _forward_row(gates, product, old, output, far, near, h, c, first, live_top: 
     F, I = F[:, None], I[:, None]
     was = tl.load(c + r*D + cell, there, 0)
     now = F*(f*I + (1 - I))*was + I*(i*F + (1 - F))*c_hat
-    out = o*(2*tl.sigmoid(2*now) - 1)
+    out = o*tanh(now)
     tl.store(g + cell, i, there)
     tl.store(g + D + cell, f, there)
     tl.store(g + 2*D + cell, c_hat, there)
@@ -67,7 +73,7 @@ def _backward_row(gates, old, d_output, d_far, d_near, dh, dc, d_gates, first,
     F, I = tl.cumsum(p_f, 0)[:, None], 1 - tl.cumsum(p_i, 0)[:, None]
     f_hat, i_hat = F*(f*I + (1 - I)), I*(i*F + (1 - F))
     was = tl.load(old + t*D + cell, there, 0)
-    tanh_c = 2*tl.sigmoid(2*(f_hat*was + i_hat*c_hat)) - 1
+    tanh_c = tanh(f_hat*was + i_hat*c_hat)
     d_h = tl.load(d_output + t*D + cell, there, 0).to(gates.dtype.element_ty) + tl.load(dh + r*D + cell, there, 0)
     d   = tl.load(dc + r*D + cell, there, 0) + d_h*o*(1 - tanh_c*tanh_c)
     tl.store(dc + r*D + cell, d*f_hat, there)
@@ -86,10 +92,11 @@ def _backward_row(gates, old, d_output, d_far, d_near, dh, dc, d_gates, first,
 @cache
 def _kernels() -> tuple:
     "Both kernels, to be compiled for the sizes that they meet."
-    global tl
+    global tl, tanh
     try: import triton, triton.language as tl
     except ImportError as error:
         raise ValueError("engine='triton' needs Triton: pip install triton, or take engine='loop' where there is none") from error
+    tanh = triton.jit(_tanh)
     return tuple(triton.jit(row, do_not_specialize=['first']) for row in (_forward_row, _backward_row))
 
 @cache

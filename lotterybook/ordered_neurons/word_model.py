@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, embedding, linear
+from torch.nn import functional as F
 from ..foundations.files import write_atomically
 from ..foundations.training import evaluating
 from .lstm import lstm_distances
@@ -109,7 +109,7 @@ class LanguageModel(nn.Module):
     ) -> Window:
         "What the layers make of a window of words."
         s = self.settings
-        x = embedding(ids, word_dropout(self.embedding, s['dropout_words'], self.training))
+        x = F.embedding(ids, word_dropout(self.embedding, s['dropout_words'], self.training))
         x = locked_dropout(x, s['dropout_input'], self.training)
         raw, state, *distances = self.encoder(x, state, return_distances=return_distances)
         return Window(raw, locked_dropout(raw, s['dropout_output'], self.training), state, *distances)
@@ -119,7 +119,7 @@ class LanguageModel(nn.Module):
         output: Tensor,  # `(..., embedding)`
     ) -> Tensor:         # `(..., words)`
         "Logits of the next word. Press & Wolf (2017)."
-        return linear(output, self.embedding, self.bias)
+        return F.linear(output, self.embedding, self.bias)
 
     @torch.no_grad()
     def distances(
@@ -148,7 +148,7 @@ class LanguageModel(nn.Module):
                 rows = [torch.tensor([end, *self.vocabulary.encode(sentences[i]), end]) for i in some]
                 ids = nn.utils.rnn.pad_sequence(rows, padding_value=-1).to(self.bias.device)
                 logits = self.logits(self(ids[:-1].clamp_min(0)).raw)
-                nll = cross_entropy(logits.flatten(0, 1), ids[1:].flatten(), ignore_index=-1, reduction='none').view(len(ids) - 1, -1)
+                nll = F.cross_entropy(logits.flatten(0, 1), ids[1:].flatten(), ignore_index=-1, reduction='none').view(len(ids) - 1, -1)
                 out.update(zip(some, (-nll.double().sum(0)).tolist()))
         return [out[i] for i in range(len(sentences))]
 
@@ -173,7 +173,7 @@ def window_loss(
 ) -> Loss:                       # differentiable `total`
     "Cross-entropy of a window, with activation regularization. Merity et al. (2017), §3."
     raw, dropped, state, _ = model(ids, state)
-    nats = cross_entropy(model.logits(dropped).flatten(0, 1), targets.flatten())
+    nats = F.cross_entropy(model.logits(dropped).flatten(0, 1), targets.flatten())
     total = nats
     if ar: total = total + ar*dropped.square().mean()
     if tar and len(raw) > 1: total = total + tar*raw.diff(dim=0).square().mean()
