@@ -10,12 +10,13 @@ import math
 import numpy as np
 import torch
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from numba import types
 from numba.extending import overload
 from torch import Tensor
 from typing import NamedTuple
 from ..foundations.sparse_inputs import compiled
+from .master_gates import checked_size
 from .recurrence import Run, step_sizes, wide
 
 # %% ../../nbs/1_ordered_neurons/140_fast_on_lstm.ipynb #export-exp
@@ -152,8 +153,8 @@ def _order(rows: int, batch: int, batch_sizes: Tensor | None, reverse: bool) -> 
     "First and last row of each step, in the order of the run."
     steps = step_sizes(rows, batch, batch_sizes)
     ends = list(accumulate(steps, initial=0))
-    if ends[-1] != rows or max(steps, default=0) > batch:
-        raise ValueError(f'{rows} rows of {batch} sequences cannot be taken in steps of {steps}')
+    if ends[-1] != rows or not all(a >= b > 0 for a, b in pairwise([batch, *steps])):
+        raise ValueError(f'{rows} rows of {batch} sequences cannot be taken in steps of {steps}: none may be empty or larger than the one before')
     return list(zip(ends, ends[1:]))[::-1 if reverse else 1]
 
 def _row_before(order: list[tuple[int, int]], batch: int, rows: int) -> Tensor:
@@ -282,6 +283,7 @@ def check_columns(
     levels: int,  # N
 ) -> None:        # or a ValueError: a kernel would read beyond its row
     "Complain about columns that are not those of the gates."
+    checked_size(levels, 'levels')
     if columns != 4*hidden + 2*levels: raise ValueError(f'{columns} columns are not those of 4·{hidden} gates and 2·{levels} levels')
     if hidden % levels: raise ValueError(f'{hidden} cells cannot be shared among {levels} levels')
 
