@@ -22,9 +22,15 @@ def layer_weights(
     layer: int = 0, # from 0, the layer that reads the input
 ) -> LSTMWeights:   # its own tensors, both biases added; gradients reach the module
     "The weights of one layer of PyTorch's LSTM. Order of rows: `nn.LSTM`, not the paper."
+    _check_lstm(lstm)
     if not 0 <= layer < lstm.num_layers: raise ValueError(f'layer={layer}, but the layers are 0 to {lstm.num_layers - 1}')
     W, U, *b = _parameters(lstm, layer)
     return LSTMWeights(W, U, sum(b) if b else W.new_zeros(len(W)))
+
+def _check_lstm(lstm):
+    "A ValueError for what is no LSTM of the equations above."
+    if not isinstance(lstm, nn.LSTM): raise ValueError(f'expected an nn.LSTM, not {type(lstm).__name__}')
+    if lstm.proj_size: raise ValueError(f'proj_size={lstm.proj_size} is not supported; use proj_size=0')
 
 def _parameters(lstm, layer):
     "A layer's tensors in PyTorch's order: two without biases, else four."
@@ -66,13 +72,25 @@ def lstm_layer(
     state: tuple[Tensor, Tensor] | None = None,   # h and c, both `(batch, hidden)`; `None`: zeros
 ) -> tuple[Tensor, Tensor]:                       # outputs and cells of all steps, both `(seq, batch, hidden)`
     "One layer, one step after the other: the slow version. Hochreiter & Schmidhuber (1997), Gers et al. (2000)."
-    h, c = x.new_zeros(2, x.shape[1], weights.U.shape[1]) if state is None else state
+    inputs, D = weights.W.shape[1], weights.U.shape[1]
+    _check_input(x, state, inputs, D)
+    h, c = x.new_zeros(2, x.shape[1], D) if state is None else state
     steps = []
     for x_t in x.unbind(0):
         h, c = lstm_step(x_t, h, c, weights)
         steps.append((h, c))
     outputs, cells = zip(*steps)
     return torch.stack(outputs), torch.stack(cells)
+
+def _check_input(x, state, inputs, hidden, layers=(), batch_first=False):
+    "A ValueError for words or a state of another shape."
+    if not isinstance(x, Tensor): raise ValueError(f'x must be a tensor, not {type(x).__name__}; pad a packed sequence first')
+    axes = 'batch, seq' if batch_first else 'seq, batch'
+    if x.ndim != 3 or x.shape[-1] != inputs or not x.numel():
+        raise ValueError(f'x is {tuple(x.shape)}, but must be ({axes}, {inputs}), no axis empty')
+    want = *layers, x.shape[0 if batch_first else 1], hidden
+    have = [want] * 2 if state is None else [tuple(o.shape) for o in state]
+    if have != [want] * 2: raise ValueError(f'state has shapes {have}, but h and c must both be {want}')
 
 # %% ../../nbs/1_ordered_neurons/100_lstm.ipynb #export-distances
 def lstm_distances(
@@ -98,15 +116,8 @@ def lstm_distances(
 
 def _check_supported(lstm, x, state):
     "A ValueError for what `lstm_distances` cannot do."
-    if not isinstance(lstm, nn.LSTM): raise ValueError(f'expected an nn.LSTM, not {type(lstm).__name__}')
+    _check_lstm(lstm)
     if lstm.bidirectional: raise ValueError('bidirectional=True: no distance is defined for the direction from the right')
-    if lstm.proj_size: raise ValueError(f'proj_size={lstm.proj_size} is not supported; use proj_size=0')
     if lstm.training and lstm.dropout and lstm.num_layers > 1:
         raise ValueError(f'dropout={lstm.dropout} is on: distances would differ from call to call; call .eval() first')
-    if not isinstance(x, Tensor): raise ValueError(f'x must be a tensor, not {type(x).__name__}; pad a packed sequence first')
-    axes = 'batch, seq' if lstm.batch_first else 'seq, batch'
-    if x.ndim != 3 or x.shape[-1] != lstm.input_size or not x.numel():
-        raise ValueError(f'x is {tuple(x.shape)}, but must be ({axes}, {lstm.input_size}), no axis empty')
-    want = lstm.num_layers, x.shape[0 if lstm.batch_first else 1], lstm.hidden_size
-    have = [want] * 2 if state is None else [tuple(o.shape) for o in state]
-    if have != [want] * 2: raise ValueError(f'state has shapes {have}, but h and c must both be {want}')
+    _check_input(x, state, lstm.input_size, lstm.hidden_size, (lstm.num_layers,), lstm.batch_first)

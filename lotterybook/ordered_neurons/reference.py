@@ -20,7 +20,7 @@ class LayerShape(NamedTuple):
 
     @property
     def rows(self) -> int: # 4D + 2N
-        "Rows of a layer's matrices: four gates over cells, two over levels. Shen et al. (2019), released code."
+        "Rows of a layer's matrices: three gates and the new content over cells, two gates over levels. Shen et al. (2019), released code."
         return 4 * self.hidden_size + 2 * self.levels
 
 _KEYS = 'ih.0.weight', 'ih.0.bias', 'hh.weight', 'hh.bias'
@@ -30,7 +30,6 @@ def layer_shapes(
     chunk_size: int,               # cells C that share one level
 ) -> list[LayerShape]:             # one a layer, from the lowest
     "Sizes of every layer of a released checkpoint, or what does not fit. Shen et al. (2019), released code."
-    if chunk_size < 1: raise ValueError(f'chunk_size must be at least 1, not {chunk_size}')
     layers = [int(m[1]) for key in state_dict if (m := re.match(r'cells\.(\d+)\.', key))]
     shapes = []
     for l in range(max(layers, default=0) + 1):
@@ -41,12 +40,17 @@ def layer_shapes(
             raise ValueError(f'layer {l} reads {shapes[l].input_size} numbers, but layer {l - 1} gives {shapes[l - 1].hidden_size}')
     return shapes
 
+def _levels(D, chunk_size, l):
+    "N of layer `l`, if its cells fill whole chunks."
+    if chunk_size < 1: raise ValueError(f'chunk_size must be at least 1, not {chunk_size}')
+    if D % chunk_size: raise ValueError(f'layer {l} has {D} cells, which chunk_size={chunk_size} does not divide')
+    return D // chunk_size
+
 def _layer_shape(state_dict, l, chunk_size):
     "The sizes of layer `l`, once all four tensors agree on them."
     W, b, U, b_h = (tuple(state_dict[f'cells.{l}.{key}'].shape) for key in _KEYS)
     D = U[-1]
-    if D % chunk_size: raise ValueError(f'layer {l} has {D} cells, which chunk_size={chunk_size} does not divide')
-    shape = LayerShape(W[-1], D, D // chunk_size)
+    shape = LayerShape(W[-1], D, _levels(D, chunk_size, l))
     if U != (shape.rows, D):
         fits = [c for c in range(1, D + 1) if D % c == 0 and 4 * D + 2 * D // c == U[0]]
         hint = f'chunk_size={fits[0]} would fit' if fits else 'no chunk_size fits'
@@ -62,9 +66,14 @@ def sines(
     start: int = 1,                     # the first n
     dtype: torch.dtype = torch.float64, # of the tensor; the sine is taken in float64
 ) -> Tensor:                            # sin(n²) for n = start, start + 1, …
-    "Numbers in [-1, 1] that look irregular and are the same everywhere. Our choice."
+    "Numbers in [-1, 1] that look irregular and are the same everywhere, to rounding. Our choice."
     n = torch.arange(start, start + torch.Size(shape).numel(), dtype=torch.float64)
-    return n.square().sin().view(shape).to(dtype)
+    return n.square().sin().view(shape).to(_floating(dtype))
+
+def _floating(dtype):
+    "The type, if it holds fractions."
+    if not dtype.is_floating_point: raise ValueError(f'dtype={dtype} holds no fractions; take a floating one')
+    return dtype
 
 def example_state_dict(
     sizes: list[int],                   # input, then the cells of each layer
@@ -74,10 +83,10 @@ def example_state_dict(
     "Weights of a stack of layers that depend on nothing but sizes: `sines`, over √(fan in)/2. Our choice."
     weights, n = {}, 1
     for l, (input_size, D) in enumerate(zip(sizes, sizes[1:])):
-        rows = LayerShape(input_size, D, D // chunk_size).rows
+        rows = LayerShape(input_size, D, _levels(D, chunk_size, l)).rows
         for key, shape in zip(_KEYS, ((rows, input_size), (rows,), (rows, D), (rows,))):
             fan_in = shape[-1] if len(shape) == 2 else D
-            weights[f'cells.{l}.{key}'] = (sines(*shape, start=n) * 2 / fan_in ** .5).to(dtype)
+            weights[f'cells.{l}.{key}'] = (sines(*shape, start=n) * 2 / fan_in ** .5).to(_floating(dtype))
             n += weights[f'cells.{l}.{key}'].numel()
     return weights
 
@@ -100,10 +109,13 @@ def naive_on_lstm(
     shapes = layer_shapes(state_dict, chunk_size)
     if x.ndim != 3 or x.shape[-1] != shapes[0].input_size or not len(x):
         raise ValueError(f'x is {tuple(x.shape)}, but must be (seq, batch, {shapes[0].input_size}) with seq at least 1')
+    batch, want = x.shape[1], [(x.shape[1], D) for _, D, _ in shapes]
+    for name, given in zip('hc', () if state is None else state):
+        if (have := [tuple(o.shape) for o in given]) != want:
+            raise ValueError(f'{name} has the shapes {have}, but must have {want}: (batch, hidden) for each layer')
     last_h, last_c, distances_forget, distances_input = [], [], [], []
     for l, (_, D, N) in enumerate(shapes):
         W, b_x, U, b_h = (state_dict[f'cells.{l}.{key}'] for key in _KEYS)
-        batch = x.shape[1]
         if state is None:
             h, c = x.new_zeros(batch, D), x.new_zeros(batch, D)
         else:
