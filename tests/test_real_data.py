@@ -243,11 +243,11 @@ def test_every_public_label_is_the_relation_by_truth_tables(part, lines, formula
 
 def test_public_groups_are_numbers_of_operators(formulas):
     "The longer side's, 12 and more in the last; sides can be true and can be false; four variables at most in a pair"
-    from lotterybook.ordered_neurons.propositional_logic import OPERATORS, by_operators, parse, truth_table
+    from lotterybook.ordered_neurons.propositional_logic import OPERATORS, by_operators, postfix, truth_table
     pairs = [o for group in formulas['test'].values() for o in group]
     assert {k: len(o) for k, o in by_operators(pairs).items()} == {k: len(o) for k, o in formulas['test'].items()}
     for _, *sides in pairs:
-        variables = {o for side in sides for o in parse(side)} - set(OPERATORS)
+        variables = {o for side in sides for o in postfix(side)} - set(OPERATORS)
         assert len(variables) <= 4
         for side in sides: assert 0 < truth_table(side, sorted(variables)) < 2**2**len(variables) - 1
 
