@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from ..foundations.randomness import rng
-from .propositional_logic import RELATIONS
+from .master_gates import checked_size
+from .propositional_logic import RELATIONS, postfix
 
 # %% ../../nbs/1_ordered_neurons/188_formula_batches.ipynb #export-data
 def train_validation(
@@ -20,7 +21,7 @@ def train_validation(
     max_operators: int,           # k, the largest number that is trained on
     every: int = 10,              # one in so many is kept for validation
 ) -> tuple[list, list]:           # pairs to train on, pairs to validate with
-    "Pairs of up to `max_operators` operators in two parts. Shen et al. (2019), released code."
+    "Pairs of up to `max_operators` operators in two parts. Shen et al. (2019), `proplog.py`."
     if every < 2: raise ValueError(f'every={every} leaves nothing to train on')
     pairs = [o for k in sorted(groups) if k <= max_operators for o in groups[k]]
     if len(pairs) < every: raise ValueError(f'{len(pairs)} pairs have at most {max_operators} operators; {every} are needed at least')
@@ -51,13 +52,15 @@ def encode_pairs(
     pairs: Iterable[tuple[str, str, str]], # relation, left, right
     words: dict[str, int],                 # a `vocabulary`
 ) -> Encoded:                              # the same pairs
-    "Pairs as tensors, or an error that names a token or relation that is not known."
+    "Pairs as tensors, or an error that names what is unknown or malformed, and where."
     pairs = list(pairs)
     if not pairs: raise ValueError('there are no pairs to encode')
+    if odd := [o for o in pairs if len(o) != 3]: raise ValueError(f'{tuple(odd[0])} is no relation with two formulas')
     formulas = {side: i for i, side in enumerate(dict.fromkeys(side for _, *sides in pairs for side in sides))}
     for formula in formulas:
         if unknown := [t for t in formula.split() if t not in words]:
             raise ValueError(f'{unknown[0]!r} in {formula!r} is not in the vocabulary, which has {", ".join(words)}')
+        postfix(formula)  # or an error that names the token
     if odd := [o[0] for o in pairs if o[0] not in set(RELATIONS)]: raise ValueError(f'{odd[0]!r} is none of the relations {" ".join(RELATIONS)}')
     rows = [torch.tensor([words[t] for t in formula.split()]) for formula in formulas]
     return Encoded(pad_sequence(rows, batch_first=True), torch.tensor([len(o) for o in rows]),
@@ -73,7 +76,7 @@ def batches(
     pool: int = 50,     # batches that are sorted by length together
 ) -> Iterator[Tensor]:  # the pairs of each step, `(batch_size,)`
     "All pairs once, in random batches of similar length."
-    if batch_size < 1: raise ValueError(f'batch_size={batch_size} must be at least 1')
+    batch_size, pool = checked_size(batch_size, 'batch_size'), checked_size(pool, 'pool')
     g = rng(seed, 'order', epoch)
     order, longer = torch.randperm(len(data.labels), generator=g), data.lengths[data.sides].amax(1).cpu()
     parts = [part for o in order.split(pool*batch_size) for part in o[longer[o].argsort()].split(batch_size)]

@@ -21,6 +21,7 @@ from ..foundations.language_data import Logic
 from ..foundations.randomness import kept_generators, seed_everything
 from ..foundations.results import device_name
 from ..foundations.training import evaluating, progress_bar
+from .master_gates import checked_size
 from .formula_batches import Encoded, batches, encode_pairs, train_validation, vocabulary
 from .propositional_logic import RELATIONS, generate_pairs, relation, split_pairs
 _all_ = ['relation']  # decides the labels; wanted beside the classifier
@@ -31,9 +32,9 @@ class PairClassifier(nn.Module):
     def __init__(
         self,
         vocabulary_size: int,           # tokens, padding not counted
-        encoder: nn.Module,             # called as `nn.LSTM` is: `(seq, batch, input)` to `(output, (h_n, c_n))`
+        encoder: nn.Module,             # called as `nn.LSTM` or `nn.GRU` is: `(seq, batch, input)` to output and last state
         input_size: int | None = None,  # of the encoder; None: its `input_size`
-        output_size: int | None = None, # of the encoder; None: its `hidden_size`, twice if it is bidirectional
+        output_size: int | None = None, # of the encoder; None: what its `proj_size` or `hidden_size` says, twice if it is bidirectional
         dropout: float = 0.,            # of words, and of both layers of the answer
         classes: int = len(RELATIONS),  # answers
     ):
@@ -41,7 +42,7 @@ class PairClassifier(nn.Module):
         if getattr(encoder, 'batch_first', False): raise ValueError('the encoder must take (seq, batch, input), so batch_first=False')
         self.both_ways = getattr(encoder, 'bidirectional', False)
         words = encoder.input_size if input_size is None else input_size
-        D = encoder.hidden_size*(1 + self.both_ways) if output_size is None else output_size
+        D = _output_size(encoder) if output_size is None else output_size
         self.embedding, self.encoder = nn.Embedding(vocabulary_size + 1, words, padding_idx=0), encoder
         self.dropout = nn.Dropout(dropout)
         self.answer = nn.Sequential(nn.Dropout(dropout), nn.Linear(4*D, D), nn.ELU(), nn.Dropout(dropout), nn.Linear(D, classes))
@@ -52,10 +53,14 @@ class PairClassifier(nn.Module):
         lengths: Tensor,  # `(formulas,)` tokens
     ) -> Tensor:          # `(formulas, hidden)`
         "The encoder's output at the last token of each formula; of both ends, if it reads both ways."
-        tokens = tokens[:, :lengths.max()].t()
+        shortest, longest = lengths.aminmax()
+        if shortest < 1: raise ValueError(f'lengths hold {shortest.item()}; a formula has one token at least')
+        tokens = tokens[:, :longest].t()
         if self.both_ways:
             p = pack_padded_sequence(tokens, lengths.cpu(), enforce_sorted=False)
-            _, (h, *_) = self.encoder(PackedSequence(self.dropout(self.embedding(p.data)), *p[1:]))
+            _, h = self.encoder(PackedSequence(self.dropout(self.embedding(p.data)), *p[1:]))
+            if isinstance(h, tuple): h = h[0]   # h_n and c_n; a GRU has h_n alone
+            if isinstance(h, tuple): h = h[-1]  # of layers that differ in size
             return torch.cat([*h[-2:]], -1)
         output, *_ = self.encoder(self.dropout(self.embedding(tokens)))
         return output[lengths - 1, torch.arange(len(lengths), device=lengths.device)]
@@ -71,6 +76,14 @@ class PairClassifier(nn.Module):
         left, right = self.encode(data.tokens[formulas], data.lengths[formulas])[place].unbind(1)
         return self.answer(torch.cat([left, right, left*right, (left - right).abs()], -1))
 
+# %% ../../nbs/1_ordered_neurons/190_logical_inference.ipynb #export-output-size
+def _output_size(encoder: nn.Module) -> int:
+    "Features of an encoder's output, both directions together."
+    size = getattr(encoder, 'proj_size', 0) or getattr(encoder, 'hidden_size', None)
+    if isinstance(size, (list, tuple)): size = size[-1]  # a size for each layer
+    if not isinstance(size, int): raise ValueError(f'hidden_size={size!r} of the encoder does not tell the size of its output; pass output_size')
+    return size*(1 + getattr(encoder, 'bidirectional', False))
+
 # %% ../../nbs/1_ordered_neurons/190_logical_inference.ipynb #export-train
 @torch.no_grad()
 def correct(
@@ -79,10 +92,16 @@ def correct(
     batch_size: int = 512, # pairs at once
 ) -> Tensor:               # `(pairs,)` bool
     "For which pairs the likeliest relation is the right one."
+    _check_pairs(data=data)
     answers = torch.empty_like(data.labels)
     with evaluating(model):
         for rows in batches(data, batch_size, 0, 0, pool=len(data.labels)): answers[rows] = model(data, rows).argmax(1)
     return answers == data.labels
+
+def _check_pairs(**parts: Encoded) -> None:
+    "Or a ValueError: nothing can be learnt from no pairs, or be said of them."
+    for name, part in parts.items():
+        if not len(part.labels): raise ValueError(f'{name} has no pairs')
 
 def _epoch(model, data: Encoded, optimizer, rate: Callable, batch_size: int, seed: int, epoch: int, clip: float | None) -> float:
     "One pass over the pairs; the mean loss in nats."
@@ -114,7 +133,9 @@ def train_classifier(
     progress: bool = False,                # show a bar
 ) -> list[dict]:                           # a row an epoch: epoch (from 1), loss (nats, mean over its steps), validation_accuracy (fraction)
     "Train on pairs of formulas. After Shen et al. (2019), §5.4; the rate falls linearly, and the last weights count."
-    if epochs < 1: raise ValueError(f'epochs={epochs} must be at least 1')
+    epochs, batch_size = checked_size(epochs, 'epochs'), checked_size(batch_size, 'batch_size')
+    if clip is not None and not clip > 0: raise ValueError(f'clip={clip} must be above 0, or None')
+    _check_pairs(train=train, validation=validation)
     model, train, validation = model.to(device).train(), train.to(device), validation.to(device)
     total = epochs*-(-len(train.labels)//batch_size)
     rate = lr if callable(lr) else lambda step: lr*(1 - step/total)
@@ -175,8 +196,8 @@ def logic_data(
     pairs: int = 20000, # how many to draw; of 'generated' only
 ) -> Logic:             # `train` and `test` by number of operators
     "The public pairs of Bowman, Manning & Potts (2015), or pairs of our own, the same for every seed."
-    if name == 'generated': return split_pairs(generate_pairs(pairs))
-    return load(name)
+    if name not in ('generated', 'propositional_logic'): raise ValueError(f"data={name!r} must be 'generated' or 'propositional_logic'")
+    return load(name) if name == 'propositional_logic' else split_pairs(generate_pairs(pairs))
 
 def run_one(
     config: dict,                     # data, pairs, encoder, chunk_size, embedding, hidden, dropout, max_train, epochs, batch_size, lr, seed, device
