@@ -8,7 +8,7 @@ import torch
 from functools import cache, wraps
 from collections.abc import Callable
 from torch import Tensor
-from .fast_on_lstm import OPERATIONS, Rows, check_columns, operation, passes
+from .fast_on_lstm import OPERATIONS, RowKernels, check_columns, operation, passes
 from .recurrence import Run
 
 # %% auto #0
@@ -118,7 +118,7 @@ def _backward_rows(gates, old, d_output, d_far, d_near, dh, dc, d_gates, first, 
                             **_tile(gates.shape[1], dc.shape[1]), enable_fp_fusion=True)
 
 # %% ../../nbs/1_ordered_neurons/145_on_lstm_on_cuda.ipynb #export-operation
-_ROWS = Rows(_forward_rows, _backward_rows, view=lambda o: o, half=True)
+_KERNELS = RowKernels(_forward_rows, _backward_rows, view=lambda o: o, half=True)
 
 def _where_it_lies(run: Callable) -> Callable:
     "Launch on the device of the first argument: Triton by itself takes the current one."
@@ -127,8 +127,8 @@ def _where_it_lies(run: Callable) -> Callable:
         with torch.cuda.device_of(args[0]): return run(*args)
     return there
 
-for _on_lstm, _run in zip(OPERATIONS, passes(_ROWS)): _on_lstm.register_kernel('cuda', _where_it_lies(_run))
-operation('on_lstm_interpreted', 'cpu', _ROWS)
+for _on_lstm, _run in zip(OPERATIONS, passes(_KERNELS)): _on_lstm.register_kernel('cuda', _where_it_lies(_run))
+operation('on_lstm_interpreted', 'cpu', _KERNELS)
 
 def _interpreted() -> bool:
     "Whether Triton runs kernels as Python. It is decided when Triton is imported."
