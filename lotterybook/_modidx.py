@@ -699,6 +699,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                                         'lotterybook/ordered_neurons/syntactic_distance.py')},
             'lotterybook.ordered_neurons.syntactic_evaluation': { 'lotterybook.ordered_neurons.syntactic_evaluation._item': ( '1_ordered_neurons/syntactic_evaluation.html#_item',
                                                                                                                               'lotterybook/ordered_neurons/syntactic_evaluation.py'),
+                                                                  'lotterybook.ordered_neurons.syntactic_evaluation._items': ( '1_ordered_neurons/syntactic_evaluation.html#_items',
+                                                                                                                               'lotterybook/ordered_neurons/syntactic_evaluation.py'),
                                                                   'lotterybook.ordered_neurons.syntactic_evaluation._numbered': ( '1_ordered_neurons/syntactic_evaluation.html#_numbered',
                                                                                                                                   'lotterybook/ordered_neurons/syntactic_evaluation.py'),
                                                                   'lotterybook.ordered_neurons.syntactic_evaluation._readable': ( '1_ordered_neurons/syntactic_evaluation.html#_readable',
