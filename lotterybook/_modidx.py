@@ -559,6 +559,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                           'lotterybook/ordered_neurons/on_lstm_on_cuda.py')},
             'lotterybook.ordered_neurons.parsing_choices': { 'lotterybook.ordered_neurons.parsing_choices._scores': ( '1_ordered_neurons/parsing_choices.html#_scores',
                                                                                                                       'lotterybook/ordered_neurons/parsing_choices.py'),
+                                                             'lotterybook.ordered_neurons.parsing_choices._sentences': ( '1_ordered_neurons/parsing_choices.html#_sentences',
+                                                                                                                         'lotterybook/ordered_neurons/parsing_choices.py'),
                                                              'lotterybook.ordered_neurons.parsing_choices.baseline_choices': ( '1_ordered_neurons/parsing_choices.html#baseline_choices',
                                                                                                                                'lotterybook/ordered_neurons/parsing_choices.py'),
                                                              'lotterybook.ordered_neurons.parsing_choices.choices_run': ( '1_ordered_neurons/parsing_choices.html#choices_run',
