@@ -212,12 +212,12 @@ def test_random_baselines(trees):
     drawn    = [100*corpus_f1(baseline(trees, 'random', rng(seed, 'random trees')), trees) for seed in range(3)]
     unbiased = [100*corpus_f1(chance('unbiased', seed), trees) for seed in range(3)]
     released = [100*corpus_f1(chance('released', seed), trees) for seed in range(3)]
-    assert all(17.4 < o < 18.8 for o in drawn + unbiased)   # the paper has 18.4; one corpus moves by 0.2 from draw to draw
-    assert all(19.9 < o < 21.1 for o in released)
+    assert all(abs(o - 18.0) < .6 for o in drawn + unbiased)   # a draw moves by 0.2; the paper, on other sentences, has 18.4
+    assert all(abs(o - 20.6) < .6 for o in released)
     ten = [o for o in trees if len(o.leaves()) <= 10]
     found = baseline(ten, 'random', rng(0, 'random trees'))
     for name, near in dict(released=31.3, sentence_root=45.5, kim=26.8, corpus_root=39.4, corpus=25.8).items():
-        assert abs(100*corpus_f1(found, ten, name) - near) < 3.5 # 555 sentences move by one point
+        assert abs(100*corpus_f1(found, ten, name) - near) < 2.5 # 555 sentences move by 0.8
 
 def test_recall_of_right_branching(trees):
     from lotterybook.ordered_neurons.constituency import label_recall

@@ -15,7 +15,7 @@ from ..foundations.randomness import kept_generators, rng
 from .constituency import BASELINES, CONVENTIONS, baseline_tree, corpus_f1
 from .language_model import first_model, fit_lm, lm_settings
 from .small_grammar import as_corpus
-from .syntactic_distance import BUILDERS, tree_from_distances
+from .syntactic_distance import BUILDERS, read_distances, tree_from_distances
 from .text import Vocabulary
 from .word_model import LanguageModel
 if TYPE_CHECKING: from nltk import Tree
@@ -39,14 +39,18 @@ def _scores(found: Sequence['Tree'], gold: Sequence['Tree']) -> Iterator[dict]:
         yield dict(convention=convention, f1=corpus_f1(found, gold, convention),
                    odd=corpus_f1(found[::2], gold[::2], convention), even=corpus_f1(found[1::2], gold[1::2], convention))
 
+def _sentences(gold: Sequence['Tree']) -> list[list[str]]:
+    "The words under gold trees that can be cut into halves, or an error."
+    if len(gold) < 2: raise ValueError(f'{len(gold)} gold trees cannot be cut into halves; give two at least')
+    return [o.leaves() for o in gold]
+
 def parsing_choices(
     model: Any,              # has `distances(words)`: two tensors `(layers, words)`, forget and input
     gold: Sequence['Tree'],  # two trees at least; leaves are words
 ) -> list[dict]:             # rows: layer, gate, builder, convention, f1, odd, even; each f1 in [0, 1]
     "The score of one network by every layer, gate, builder and convention. After Dyer et al. (2019)."
-    if len(gold) < 2: raise ValueError(f'{len(gold)} gold trees cannot be cut into halves; give two at least')
-    words = [o.leaves() for o in gold]
-    distances = [model.distances(o) for o in words]
+    words = _sentences(gold)
+    distances = [read_distances(model, o) for o in words]
     return [dict(layer=layer + 1, gate=gate, builder=builder, **scores)
             for layer in range(len(distances[0][0])) for k, gate in enumerate(GATES) for builder in BUILDERS
             for scores in _scores([tree_from_distances(d[k][layer], o, builder) for d, o in zip(distances, words)], gold)]
@@ -56,7 +60,7 @@ def baseline_choices(
     seed: int = 0,           # of what is random
 ) -> list[dict]:             # rows: model, builder, convention, f1, odd, even
     "The same scores for trees that know only the number of words; random distances go through both builders."
-    g, words = rng(seed, 'random distances'), [o.leaves() for o in gold]
+    g, words = rng(seed, 'random distances'), _sentences(gold)
     numbers = [torch.rand(len(o), generator=g) for o in words]
     trees = {(kind, 'none'): [baseline_tree(o, kind) for o in words] for kind in BASELINES if kind != 'random'}
     trees |= {('random', builder): [tree_from_distances(d, o, builder) for d, o in zip(numbers, words)] for builder in BUILDERS}
@@ -66,15 +70,17 @@ def baseline_choices(
 def ways_of_choosing(
     rows: Sequence[dict],                                   # of one kind of network: seed, f1, odd, even, and the columns `by`
     by: tuple[str, ...] = ('layer', 'gate', 'builder'),     # the columns that are chosen
-    choosing: Sequence[int] = (0,),                         # seeds set aside for the way `other seeds`; it judges the others only
+    choosing: Sequence[int] = (0,),                         # seeds set aside for the way `other seeds`, which judges the others only; () leaves it out
 ) -> list[dict]:                                            # rows: seed, way, chosen, f1
     "What each way of choosing reports, network by network. After Simmons et al. (2011)."
     table = {}
+    if isinstance(by, str) or any(o not in row for o in by for row in rows): raise ValueError(f'by={by!r} must be a tuple of columns of the rows')
     for row in rows:
+        if wrong := [part for part in ('f1', 'odd', 'even') if not math.isfinite(row[part])]: raise ValueError(f'seed {row["seed"]}: {wrong[0]} is {row[wrong[0]]}')
         choice = ', '.join(f'layer {row[o]}' if o == 'layer' else str(row[o]) for o in by)
         if choice in table.setdefault(row['seed'], {}): raise ValueError(f'seed {row["seed"]} has two rows for {choice!r}; {", ".join(by)} must tell them apart')
         table[row['seed']][choice] = row
-    if not set(choosing) <= table.keys() or not choosing: raise ValueError(f'choosing={list(choosing)} must be some of the seeds, {list(table)}')
+    if not set(choosing) < table.keys(): raise ValueError(f'choosing={list(choosing)} must be some of the seeds, not all: {list(table)}')
     choices = list(next(iter(table.values())))
     if any(set(o) != set(choices) for o in table.values()): raise ValueError('every seed must have the same choices')
     def best(seeds, part): return max(choices, key=lambda c: math.fsum(table[s][c][part] for s in seeds))
@@ -85,7 +91,7 @@ def ways_of_choosing(
         out += [dict(seed=seed, way='mean', chosen='', f1=math.fsum(o['f1'] for o in own.values())/len(own)),
                 dict(seed=seed, way='same trees', chosen=same, f1=own[same]['f1']),
                 dict(seed=seed, way='other trees', chosen=f'{odd} | {even}', f1=(own[odd]['even'] + own[even]['odd'])/2)]
-        if seed not in choosing: out.append(dict(seed=seed, way='other seeds', chosen=other, f1=own[other]['f1']))
+        if choosing and seed not in choosing: out.append(dict(seed=seed, way='other seeds', chosen=other, f1=own[other]['f1']))
     return out
 
 # %% ../../nbs/1_ordered_neurons/185_parsing_choices.ipynb #export-run
@@ -98,12 +104,15 @@ def gold_trees(
     return as_corpus(0, 0, trees, seed=0, mirrored=mirrored, max_words=max_words).trees['test']
 
 def choices_run(
-    config: dict,  # `encoder`, `mirrored`, `seed`, `sentences` of text, `trees`, `max_words`; others are settings of `fit_lm`
-) -> dict:         # `rows` of `parsing_choices` with `model`, `test_nats`, `epochs`: validation loss after each
+    config: dict,  # `encoder`, `mirrored`, `seed`, `sentences` of text, `trees`, `max_words`; `validation` sentences, or 500; others are settings of `fit_lm`
+) -> dict:         # `rows` of `parsing_choices` with `model`; `test_nats`; `epochs`: validation loss after each, nats; `seconds` of training
     "Train one network on text of the small grammar; every choice for it, trained and untrained."
+    if missing := [o for o in ('encoder', 'mirrored', 'seed', 'sentences', 'trees', 'max_words') if o not in config]: raise ValueError(f'the config lacks {", ".join(missing)}')
     c = dict(config)
     gold = gold_trees(c.pop('trees'), c['mirrored'], c['max_words'])
-    text = as_corpus(c.pop('sentences'), 500, 0, c['seed'], c.pop('mirrored'), c.pop('max_words'))._replace(test=[o.leaves() for o in gold])
+    text = as_corpus(c.pop('sentences'), c.pop('validation', 500), 0, c['seed'], c.pop('mirrored'), c.pop('max_words'))._replace(test=[o.leaves() for o in gold])
+    unseen = {w for o in text.validation + text.test for w in o} - {w for o in text.train for w in o}
+    if unseen: raise ValueError(f'{len(text.train)} sentences of text leave out {", ".join(sorted(unseen)[:5])}, {len(unseen)} words in all; take more')
     untrained, fit = first_network(text.train, **c), fit_lm(text, progress=False, **c)
     rows = [dict(model=name, **o) for name, net in ((c['encoder'], fit.model), (f"untrained {c['encoder']}", untrained)) for o in parsing_choices(net, gold)]
     return dict(rows=rows, test_nats=fit.test_nats, epochs=[r['validation_nats'] for r in fit.rows], seconds=sum(r['seconds'] for r in fit.rows))

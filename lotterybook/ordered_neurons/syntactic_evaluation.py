@@ -8,8 +8,8 @@ __all__ = ['LogProb', 'PAPER_ROWS', 'pairings', 'score_sentences', 'score_pairs'
 
 # %% ../../nbs/1_ordered_neurons/180_syntactic_evaluation.ipynb #imports-library
 import math
-from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
 import numpy as np
 import torch
 from ..foundations.randomness import rng
@@ -20,12 +20,15 @@ _PAIRINGS = {2: {'grammatical > ungrammatical': (0, 1)},
              3: {'grammatical > intrusive': (0, 1), 'intrusive > ungrammatical': (1, 2), 'grammatical > ungrammatical': (0, 2)}}
 
 def pairings(
-    items: Sequence[Sequence[str]],     # of one construction: all pairs, or all triples
-) -> dict[str, list[tuple[str, str]]]:  # what is compared -> (should be likelier, should be less likely)
+    items: Sequence[tuple[str, ...]],     # of one construction: all pairs, or all triples
+    construction: object = 'construction', # its name, for the complaint
+) -> dict[str, list[tuple[str, str]]]:    # what is compared -> (should be likelier, should be less likely)
     "The pairs of sentences to compare. Marvin and Linzen (2018)."
+    if not items: raise ValueError(f'{construction}: no items')
+    if texts := [o for o in items if isinstance(o, str)]: raise ValueError(f'{construction}: an item is a tuple of sentences, not the text {texts[0]!r}')
     sizes = {len(o) for o in items}
     if len(sizes) != 1 or not sizes <= set(_PAIRINGS):
-        raise ValueError(f'items of one construction are all pairs or all triples of sentences, not of sizes {sorted(sizes)}')
+        raise ValueError(f'{construction}: items are all pairs or all triples of sentences, not of sizes {sorted(sizes)}')
     return {name: [(o[a], o[b]) for o in items] for name, (a, b) in _PAIRINGS[sizes.pop()].items()}
 
 # %% ../../nbs/1_ordered_neurons/180_syntactic_evaluation.ipynb #export-score
@@ -38,6 +41,7 @@ def score_sentences(
 ) -> dict[str, float]:         # nats by sentence; each distinct sentence is asked for once
     "Log-probability of every sentence."
     if batch_size < 1: raise ValueError(f'batch_size={batch_size} must be 1 or more')
+    if hasattr(model, 'log_prob'): raise ValueError(f'a {type(model).__name__} is no function from sentences to log-probabilities; give its method, model.log_prob')
     distinct = sorted(dict.fromkeys(sentences), key=lambda o: len(o.split()))
     scores = []
     for i in range(0, len(distinct), batch_size):
@@ -52,10 +56,11 @@ def score_sentences(
 
 def score_pairs(
     model: LogProb,                        # gives a log-probability for each sentence
-    pairs: Sequence[tuple[str, str]],      # (should be likelier, should be less likely)
+    pairs: Iterable[tuple[str, str]],      # (should be likelier, should be less likely)
     batch_size: int = 256,                 # sentences a call
 ) -> np.ndarray:                           # (pairs,) nats by which the first is likelier; 0 is a tie
     "Differences of log-probability. Marvin and Linzen (2018)."
+    pairs  = list(pairs)
     scores = score_sentences(model, [o for pair in pairs for o in pair], batch_size)
     return np.array([0. if scores[a] == scores[b] else scores[a] - scores[b] for a, b in pairs])  # -inf on both sides is a tie, too
 
@@ -67,19 +72,24 @@ def coverage(
     "The share of items without an unknown word."
     known = set(vocabulary)
     def covered(item): return all(known.issuperset(o.split()) for o in item)
+    return {name: sum(map(covered, o)) / len(o) for name, o in _items(suite).items()}
+
+def _items(suite: dict) -> dict:
+    "All items of each construction, subcases joined, or an error that names the construction."
     items = {name: [o for case in cases.values() for o in case] for name, cases in suite.items()}
-    return {name: sum(map(covered, o)) / len(o) for name, o in items.items()}
+    for name, o in items.items(): pairings(o, name)
+    return items
 
 def _readable(pairs: list[tuple[str, str]], vocabulary: Collection[str] | None, unknown: str) -> list[tuple[int, tuple[str, str]]]:
     "Pairs that the model can be asked about, each with its place in `pairs`; unknown words refused, skipped or replaced."
+    known = set(vocabulary or ())
+    if unknown not in {'refuse', 'skip'} | known: raise ValueError(f"unknown={unknown!r} is neither 'refuse' nor 'skip' nor a word of the vocabulary")
     if vocabulary is None: return list(enumerate(pairs))
-    known = set(vocabulary)
     strange = {w for pair in pairs for o in pair for w in o.split()} - known
     if strange and unknown == 'refuse':
         raise ValueError(f"the model does not know {len(strange)} words, such as {', '.join(sorted(strange)[:8])}; "
                          "choose unknown='skip' to leave their pairs out, or unknown='<unk>' to replace them")
     if unknown in ('refuse', 'skip'): return [(k, pair) for k, pair in enumerate(pairs) if not any(strange & set(o.split()) for o in pair)]
-    if unknown not in known: raise ValueError(f"unknown={unknown!r} is neither 'refuse' nor 'skip' nor a word of the vocabulary")
     def replaced(o): return ' '.join(w if w in known else unknown for w in o.split())
     return [(k, tuple(map(replaced, pair))) for k, pair in enumerate(pairs)]
 
@@ -94,34 +104,38 @@ def word_interval(
     pairs: Sequence[tuple[str, str]],  # the same pairs
     confidence: float = .95,           # in (0, 1)
 ) -> tuple[float, float, float]:       # accuracy, lower end, upper end, in [0, 1]
-    "Accuracy and its interval over the choice of words. After Cameron, Gelbach and Miller (2011)."
+    "Accuracy and its interval over the choice of words. After Cameron, Gelbach and Miller (2011), Wilson (1927)."
     if len(right) != len(pairs) or not len(right): raise ValueError(f'{len(right)} answers for {len(pairs)} pairs; one each, and one at least')
     if not 0 < confidence < 1: raise ValueError(f'confidence={confidence} must lie between 0 and 1')
-    from scipy.stats import t
+    from scipy.stats import norm, t
     y = np.asarray(right, float)
-    sums = defaultdict(float)
+    if not np.isin(y, (0, 1)).all(): raise ValueError(f'an answer is right or wrong, True or False, not {y[~np.isin(y, (0, 1))][0]}')
+    sums, uses = defaultdict(float), Counter()
     for residual, pair in zip(y - y.mean(), pairs):
-        for word in _words(pair): sums[word] += residual
+        for word in _words(pair): sums[word] += residual; uses[word] += 1
     S2 = np.array(list(sums.values())) ** 2
     S2[S2 < 1e-12] = 0.  # rounding
     mean, m = float(y.mean()), max(S2.sum() ** 2 / (S2 ** 2).sum(), 2.) if S2.any() else math.inf
     variance = max(S2.sum() / len(y) ** 2 / (1 - 1 / m), y.var() / len(y))
     half = float(t.ppf((1 + confidence) / 2, m - 1)) * math.sqrt(variance)
-    return mean, max(mean - half, 0.), min(mean + half, 1.)
+    p = np.array(list(uses.values())) / len(y)
+    k = (p * (1 - p)).sum() / (p ** 2 * (1 - p)).sum() if (p < 1).any() else 1.  # words in one place; 1: nothing was varied
+    sure = float(k / (k + norm.ppf((1 + confidence) / 2) ** 2))
+    return mean, max(min(mean - half, sure), 0.), min(max(mean + half, 1 - sure), 1.)
 
 # %% ../../nbs/1_ordered_neurons/180_syntactic_evaluation.ipynb #export-evaluate
 def evaluate(
-    model: LogProb,                              # gives a log-probability for each sentence
-    suite: dict,                                 # construction -> subcase -> items
-    vocabulary: Collection[str] | None = None,   # the words the model knows; None: it can score anything
-    unknown: str = 'refuse',                     # 'refuse', 'skip', or the word that stands for unknown ones
-    ending: str = '',                            # words put after every sentence
-    batch_size: int = 256,                       # sentences a call
-) -> list[dict]:                                 # rows: construction, pairing, pairs, covered, ties, accuracy, low, high
+    model: LogProb,                        # gives a log-probability for each sentence
+    suite: dict,                           # construction -> subcase -> items
+    vocabulary: Collection[str] | None,    # the words the model knows; None: it can score anything
+    unknown: str = 'refuse',               # 'refuse', 'skip', or the word that stands for unknown ones
+    ending: str = '',                      # words put after every sentence
+    batch_size: int = 256,                 # sentences a call
+) -> list[dict]:                           # rows: construction, pairing; pairs, ties: counts; covered, accuracy, low, high: in [0, 1], the last three None where no pair is covered
     "Accuracy on every construction; ties count as wrong. Marvin and Linzen (2018)."
     asked = []
-    for construction, cases in suite.items():
-        for pairing, pairs in pairings([o for items in cases.values() for o in items]).items():
+    for construction, items in _items(suite).items():
+        for pairing, pairs in pairings(items).items():
             asked.append((construction, pairing, [tuple(f'{o} {ending}'.strip() for o in pair) for pair in pairs]))
     everything = _readable([pair for *_, pairs in asked for pair in pairs], vocabulary, unknown)
     differences = dict(zip((k for k, _ in everything), score_pairs(model, [pair for _, pair in everything], batch_size)))
