@@ -229,6 +229,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'lotterybook/foundations/sweeps.py'),
                                                 'lotterybook.foundations.sweeps._cancel': ( '0_foundations/sweeps.html#_cancel',
                                                                                             'lotterybook/foundations/sweeps.py'),
+                                                'lotterybook.foundations.sweeps._check_importable': ( '0_foundations/sweeps.html#_check_importable',
+                                                                                                      'lotterybook/foundations/sweeps.py'),
                                                 'lotterybook.foundations.sweeps._drain': ( '0_foundations/sweeps.html#_drain',
                                                                                            'lotterybook/foundations/sweeps.py'),
                                                 'lotterybook.foundations.sweeps._end_with_parent': ( '0_foundations/sweeps.html#_end_with_parent',

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
@@ -92,6 +93,12 @@ def read_result(
         raise ValueError(f'{file} is the result of {kept["config"]}, not of {config}; name another folder')
     return kept['result']
 
+def _check_importable(run: Callable) -> None:
+    "Or a ValueError: what a notebook defines, a new process cannot import."
+    inner = getattr(run, 'func', run)  # of a partial
+    if getattr(inner, '__module__', None) == '__main__' and not hasattr(sys.modules['__main__'], '__file__'):
+        raise ValueError(f'{inner.__name__} is defined in a notebook, and processes cannot import it; write it into a module, or pass executor=ThreadPoolExecutor(1)')
+
 def sweep(
     run: Callable[[dict], dict],  # a configuration's result, as JSON can hold it; a function that processes can import
     configs: list[dict],          # plain values; most urgent first
@@ -112,6 +119,7 @@ def sweep(
         if strangers: raise ValueError(f'runs wait for {sorted(strangers)}, which are not among the configurations')
         if todo and executor: _drain(run, todo, done, files, executor, len(todo), progress)
         elif todo:
+            _check_importable(run)
             with processes(min(workers, len(todo))) as pool: _drain(run, todo, done, files, pool, workers, progress)
     return [done[name(c)] for c in configs]
 
