@@ -42,5 +42,5 @@ def cuda_in_use() -> Sequence[int]: # numbers of the CUDA devices of this proces
     return range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
 
 def kept_generators() -> AbstractContextManager: # for `with`
-    "A block after which PyTorch's global generators are as they were before it."
+    "A block after which PyTorch's global generators, the CPU's and those of CUDA devices in use, are as they were before it."
     return torch.random.fork_rng(cuda_in_use())

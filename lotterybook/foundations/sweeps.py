@@ -97,7 +97,8 @@ def _check_importable(run: Callable) -> None:
     "Or a ValueError: what a notebook defines, a new process cannot import."
     inner = getattr(run, 'func', run)  # of a partial
     if getattr(inner, '__module__', None) == '__main__' and not hasattr(sys.modules['__main__'], '__file__'):
-        raise ValueError(f'{inner.__name__} is defined in a notebook, and processes cannot import it; write it into a module, or pass executor=ThreadPoolExecutor(1)')
+        raise ValueError(f'{getattr(inner, "__name__", type(inner).__name__)} is defined in a notebook or at a prompt, and processes cannot import it; '
+                         'write it into a module, or pass executor=ThreadPoolExecutor(1)')
 
 def sweep(
     run: Callable[[dict], dict],  # a configuration's result, as JSON can hold it; a function that processes can import
@@ -117,9 +118,9 @@ def sweep(
         todo = {name(c): (c, {name(o) for o in after(c)}) for c in configs if name(c) not in done}
         strangers = {o for _, needs in todo.values() for o in needs} - set(files)
         if strangers: raise ValueError(f'runs wait for {sorted(strangers)}, which are not among the configurations')
+        if todo and (executor is None or isinstance(executor, ProcessPoolExecutor)): _check_importable(run)
         if todo and executor: _drain(run, todo, done, files, executor, len(todo), progress)
         elif todo:
-            _check_importable(run)
             with processes(min(workers, len(todo))) as pool: _drain(run, todo, done, files, pool, workers, progress)
     return [done[name(c)] for c in configs]
 

@@ -8,7 +8,7 @@ __all__ = ['CONVENTIONS', 'BASELINES', 'spans', 'Convention', 'corpus_f1', 'base
 
 # %% ../../nbs/1_ordered_neurons/170_constituency.ipynb #imports-library
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 import torch
 from ..foundations.treebanks import tree_class
@@ -16,13 +16,18 @@ from .text import checked_words
 if TYPE_CHECKING: from nltk import Tree
 
 # %% ../../nbs/1_ordered_neurons/170_constituency.ipynb #export-spans
-def _constituents(node: 'Tree | str', start: int = 0) -> Generator:
+def _constituents(tree: 'Tree') -> list[tuple['Tree', int, int]]:
     "Each constituent of two words or more, with its first word and one after its last; inner ones first."
-    if isinstance(node, str): return start + 1
-    end = start
-    for part in node: end = yield from _constituents(part, end)
-    if end - start > 1: yield node, start, end
-    return end
+    found = []
+    def walk(node, start):
+        "Where a node ends that begins at a word."
+        if isinstance(node, str): return start + 1
+        end = start
+        for part in node: end = walk(part, end)
+        if end - start > 1: found.append((node, start, end))
+        return end
+    walk(tree, 0)
+    return found
 
 def spans(
     tree: 'Tree',            # leaves are words

@@ -136,7 +136,6 @@ def _end_epoch(model, validation: Tensor, run: dict, s: dict) -> dict:
 # %% ../../nbs/1_ordered_neurons/150_language_model.ipynb #export-fit
 SAVE_EVERY = 100  # windows
 
-
 def fit_lm(
     corpus: Corpus | GoldCorpus,       # `load('ptb')`, or `corpus_from_files` of your own text
     preset: str = 'small',             # a key of `PRESETS`
@@ -154,7 +153,8 @@ def fit_lm(
     train, validation, test = (stream(part, vocabulary) for part in (corpus.train, corpus.validation, corpus.test))
     words = crc32(' '.join(vocabulary.words).encode())
     mark = fingerprint(dict(s, seed=seed, hidden=str(list(s['hidden'])), words=words), text=[train, validation, test])
-    columns, checked, held_out = (in_columns(*o).to(device) for o in ((train, s['batch_size'], 'training'), (validation, 10, 'validation'), (test, 10, 'test')))
+    columns, columns_validation, columns_test = (in_columns(*o).to(device) for o in (
+        (train, s['batch_size'], 'training'), (validation, 10, 'validation'), (test, 10, 'test')))
     per_epoch = len(windows(len(columns), s['length']))
     with kept_generators():
         model, optimizer, run = _begun(vocabulary, s, seed, device, folder, mark)
@@ -162,14 +162,14 @@ def fit_lm(
             while run['epoch'] <= s['epochs']:
                 _one_epoch(model, optimizer, columns, run, s, seed, folder, mark, bar)
                 with _averaged(model, run['average']):
-                    run['rows'].append(_end_epoch(model, checked, run, s))
+                    run['rows'].append(_end_epoch(model, columns_validation, run, s))
                     with evaluating(model), kept_generators(): _look_at(model, run, folder, after_epoch)
                 if run['average'] is None and stalled([r['validation_nats'] for r in run['rows']], s['patience']):
                     run['average'] = Average(dict(model.named_parameters()))
                 run.update(epoch=run['epoch'] + 1, window=0, state=None, nats=0., rows_read=0, seconds=0.)
                 _save(folder, model, optimizer, run, mark)
     model.load_state_dict(run['best'])
-    return Fit(model.eval(), run['rows'], mean_nats(model, held_out, s['length']))
+    return Fit(model.eval(), run['rows'], mean_nats(model, columns_test, s['length']))
 
 def first_model(
     vocabulary: Vocabulary, # of the training text

@@ -82,7 +82,7 @@ def _items(suite: dict) -> dict:
 
 def _readable(pairs: list[tuple[str, str]], vocabulary: Collection[str] | None, unknown: str) -> list[tuple[int, tuple[str, str]]]:
     "Pairs that the model can be asked about, each with its place in `pairs`; unknown words refused, skipped or replaced."
-    known = set(vocabulary or ())
+    known = set(() if vocabulary is None else vocabulary)
     if unknown not in {'refuse', 'skip'} | known: raise ValueError(f"unknown={unknown!r} is neither 'refuse' nor 'skip' nor a word of the vocabulary")
     if vocabulary is None: return list(enumerate(pairs))
     strange = {w for pair in pairs for o in pair for w in o.split()} - known

@@ -89,8 +89,8 @@ def in_columns(
     if batch_size < 1: raise ValueError(f'batch_size={batch_size} must be at least 1')
     steps = len(tokens)//batch_size
     if steps < 2:
-        raise ValueError(f'the {name or "given"} text has {len(tokens)} tokens; {batch_size} columns need {2*batch_size} at least: '
-                         'take more text, or a smaller batch_size')
+        raise ValueError(f'the {name or "given"} text has {len(tokens)} tokens; {batch_size} columns need {2*batch_size} at least: take more text'
+                         + (', or a smaller batch_size' if name in ('', 'training') else ''))
     return tokens[:steps*batch_size].view(batch_size, steps).t().contiguous()
 
 # %% ../../nbs/1_ordered_neurons/146_text.ipynb #export-windows
