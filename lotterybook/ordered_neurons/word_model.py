@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..foundations.files import write_atomically
+from ..foundations.randomness import kept_generators
 from ..foundations.training import evaluating
 from .lstm import lstm_distances
 from .on_lstm import ONLSTM
 from .recurrent_dropout import checked_share, drop_connect, locked_dropout
-from .text import EOS, Vocabulary
+from .text import EOS, Vocabulary, checked_words
 
 # %% ../../nbs/1_ordered_neurons/147_word_model.ipynb #export-word-dropout
 def word_dropout(
@@ -139,7 +140,7 @@ class LanguageModel(nn.Module):
     ) -> list[float]:                        # nats, of all words and the `<eos>` after them
         "Log-probability of sentences, each from a fresh state after `<eos>`; dropout is off."
         if batch_size < 1: raise ValueError(f'batch_size={batch_size} must be at least 1')
-        if strings := [o for o in sentences if isinstance(o, str)]: raise ValueError(f'a sentence is a list of words, not the text {strings[0][:30]!r}; use .split()')
+        for sentence in sentences: checked_words(sentence)
         end, order, out = self.vocabulary.ids[EOS], sorted(range(len(sentences)), key=lambda i: -len(sentences[i])), {}
         with evaluating(self):
             while order:
@@ -198,6 +199,6 @@ def load_language_model(
         with safe_open(path, 'pt') as f: about, weights = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except SafetensorError as e: raise ValueError(f'{path} is no safetensors file, or damaged ({e})') from e
     if not {'settings', 'words'} <= about.keys(): raise ValueError(f'{path} holds tensors, but no language model of this book')
-    model = LanguageModel(Vocabulary(json.loads(about['words'])), **json.loads(about['settings']))
+    with kept_generators(): model = LanguageModel(Vocabulary(json.loads(about['words'])), **json.loads(about['settings']))
     model.load_state_dict(weights)
     return model.eval()
