@@ -73,12 +73,16 @@ def until(condition, seconds):
         assert time.monotonic() < end, 'waited in vain'
         time.sleep(.1)
 
+def hear_ctrl_c():
+    "A shell lets what it starts in the background ignore Ctrl-C, and whatever that starts."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 @pytest.mark.skipif(not Path('/proc/self/environ').exists(), reason='needs /proc, to see which processes are left')
 @pytest.mark.parametrize('how, code', [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_no_kernel_is_left(how, code, tmp_path):
     out  = tmp_path/'out'
     page = [o.stem for o in sorted((root/'nbs').rglob('0*.ipynb'))]
-    work = subprocess.Popen([tool, 'run', *page, '-j', '2', '--out', out], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+    work = subprocess.Popen([tool, 'run', *page, '-j', '2', '--out', out], cwd=tmp_path, stdout=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c,
                             env={k: v for k, v in os.environ.items() if k != 'LOTTERYBOOK_RESULTS'})
     try:
         until(lambda: len(kernels(out)) == 2, 60)

@@ -1,7 +1,7 @@
 "`lotterybook find`, as a shell sees it; that a killed search goes on to the same bits is shown on its page."
 import os, resource, signal, subprocess, time
 import pytest
-from test_command_line import lotterybook, one_line, tool
+from test_command_line import hear_ctrl_c, lotterybook, one_line, tool
 
 small = ['find', '--data', 'digits', '--net', 'lenet', '--rounds', '2', '--seeds', '1', '--steps', '30', '--workers', '1', '--out']
 
@@ -31,7 +31,7 @@ def test_full_disk(tmp_path):
 
 def test_interrupted(tmp_path):
     "Ctrl-C reaches parent and workers alike; the state is kept, and one line says how to go on."
-    work = subprocess.Popen([tool, *small, 'out', '--steps', '400'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    work = subprocess.Popen([tool, *small, 'out', '--steps', '400'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hear_ctrl_c)
     end = time.monotonic() + 120
     while len(list((tmp_path/'out'/'runs').glob('*.json'))) < 2: assert time.monotonic() < end; time.sleep(.02)
     os.killpg(work.pid, signal.SIGINT)
