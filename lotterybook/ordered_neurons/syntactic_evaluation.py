@@ -72,13 +72,12 @@ def coverage(
     "The share of items without an unknown word."
     known = set(vocabulary)
     def covered(item): return all(known.issuperset(o.split()) for o in item)
-    return {name: sum(map(covered, o)) / len(o) for name, o in _items(suite).items()}
+    return {name: sum(map(covered, items)) / len(items) for name, items, _ in _constructions(suite)}
 
-def _items(suite: dict) -> dict:
-    "All items of each construction, subcases joined, or an error that names the construction."
-    items = {name: [o for case in cases.values() for o in case] for name, cases in suite.items()}
-    for name, o in items.items(): pairings(o, name)
-    return items
+def _constructions(suite: dict) -> list[tuple]:
+    "Each construction: its name, all items, subcases joined, and their pairings; or an error that names it."
+    joined = {name: [o for case in cases.values() for o in case] for name, cases in suite.items()}
+    return [(name, items, pairings(items, name)) for name, items in joined.items()]
 
 def _readable(pairs: list[tuple[str, str]], vocabulary: Collection[str] | None, unknown: str) -> list[tuple[int, tuple[str, str]]]:
     "Pairs that the model can be asked about, each with its place in `pairs`; unknown words refused, skipped or replaced."
@@ -134,8 +133,8 @@ def evaluate(
 ) -> list[dict]:                           # rows: construction, pairing; pairs, ties: counts; covered, accuracy, low, high: in [0, 1], the last three None where no pair is covered
     "Accuracy on every construction; ties count as wrong. Marvin and Linzen (2018)."
     asked = []
-    for construction, items in _items(suite).items():
-        for pairing, pairs in pairings(items).items():
+    for construction, _, paired in _constructions(suite):
+        for pairing, pairs in paired.items():
             asked.append((construction, pairing, [tuple(f'{o} {ending}'.strip() for o in pair) for pair in pairs]))
     everything = _readable([pair for *_, pairs in asked for pair in pairs], vocabulary, unknown)
     differences = dict(zip((k for k, _ in everything), score_pairs(model, [pair for _, pair in everything], batch_size)))
