@@ -21,14 +21,18 @@ def _tanh(x):
     near = x*(10395 + s*(1260 + s*21))/(10395 + s*(4725 + s*(210 + s)))
     return tl.where(tl.abs(x) < .25, near, 2*tl.sigmoid(2*x) - 1)
 
+def _places(N: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr, PLACES: tl.constexpr):
+    "Levels of a tile and which are real; cells, as level by place in the chunk, and which are there."
+    level, place = tl.arange(0, LEVELS), tl.arange(0, PLACES)
+    real = level < N
+    return level, real, level[:, None]*C + place[None, :], real[:, None] & (place < C)[None, :]
+
 def _forward_row(gates, product, old, output, far, near, h, c, first, live_top: tl.constexpr,
                  N: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr, PLACES: tl.constexpr):
     "One step of one row: `gates` come as W x + b and stay as gates, `h` and `c` are moved."
     r, D = tl.program_id(0).to(tl.int64), N*C
     t = first + r
-    level, place = tl.arange(0, LEVELS), tl.arange(0, PLACES)
-    cell, real = level[:, None]*C + place[None, :], level < N
-    there = real[:, None] & (place < C)[None, :]
+    level, real, cell, there = places(N, C, LEVELS, PLACES)
     g, Uh = gates + t*(4*D + 2*N), product + r*(4*D + 2*N)
     i     = tl.sigmoid(tl.load(g + cell, there, 0) + tl.load(Uh + cell, there, 0))
     f     = tl.sigmoid(tl.load(g + D + cell, there, 0) + tl.load(Uh + D + cell, there, 0))
@@ -63,9 +67,7 @@ def _backward_row(gates, old, d_output, d_far, d_near, dh, dc, d_gates, first,
     "One step back of one row: `d_gates` is filled, `dc` is moved; `dh` comes from the next step's product."
     r, D = tl.program_id(0).to(tl.int64), N*C
     t = first + r
-    level, place = tl.arange(0, LEVELS), tl.arange(0, PLACES)
-    cell, real = level[:, None]*C + place[None, :], level < N
-    there = real[:, None] & (place < C)[None, :]
+    level, real, cell, there = places(N, C, LEVELS, PLACES)
     g, dg = gates + t*(4*D + 2*N), d_gates + t*(4*D + 2*N)
     i, f = tl.load(g + cell, there, 0), tl.load(g + D + cell, there, 0)
     c_hat, o = tl.load(g + 2*D + cell, there, 0), tl.load(g + 3*D + cell, there, 0)
@@ -92,11 +94,11 @@ def _backward_row(gates, old, d_output, d_far, d_near, dh, dc, d_gates, first,
 @cache
 def _kernels() -> tuple:
     "Both kernels, to be compiled for the sizes that they meet."
-    global tl, tanh
+    global tl, tanh, places
     try: import triton, triton.language as tl
     except ImportError as error:
         raise ValueError("engine='triton' needs Triton: pip install triton, or take engine='loop' where there is none") from error
-    tanh = triton.jit(_tanh)
+    tanh, places = triton.jit(_tanh), triton.jit(_places)
     return tuple(triton.jit(row, do_not_specialize=['first']) for row in (_forward_row, _backward_row))
 
 @cache
