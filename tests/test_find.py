@@ -5,7 +5,7 @@ from test_command_line import hear_ctrl_c, lotterybook, one_line, tool
 
 small = ['find', '--data', 'digits', '--net', 'lenet', '--rounds', '2', '--seeds', '1', '--steps', '30', '--workers', '1', '--out']
 
-@pytest.mark.parametrize('wrong, why', [(['--rate', '1.5'], 'not 1.5'), (['--rounds', '0'], 'not 0'), (['--data', 'minst'], 'known are digits'), (['--data', 'ptb'], "'ptb' is not for classification"),
+@pytest.mark.parametrize('wrong, why', [(['--rate', '1.5'], 'rate=1.5 must'), (['--rounds', '0'], 'rounds=0 must'), (['--data', 'minst'], 'known are digits'), (['--data', 'ptb'], "'ptb' is not for classification"),
                                         (['--net', 'lenet5'], 'known are lenet'), (['--conditions', 'ticket,luck'], "'luck'")])
 def test_wrong_input(wrong, why, tmp_path):
     assert why in one_line(lotterybook(*small, 'out', *wrong, cwd=tmp_path))

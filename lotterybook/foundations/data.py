@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from .arguments import checked_name
 from .downloads import DataFiles, data_folder, fetch_files
 from .language_data import LANGUAGE_FILES, load_language
 from .randomness import rng
@@ -122,7 +123,7 @@ DATASETS = (*CLASSIFICATION, *LANGUAGE_FILES)  # what `load` knows
 
 def _known(name: str) -> str:
     "`name`, if it is a data set of ours."
-    if name not in DATASETS: raise ValueError(f'unknown data set {name!r}; known are {", ".join(DATASETS)}')
+    checked_name(name, DATASETS, 'data set')
     return name
 
 def fetch(

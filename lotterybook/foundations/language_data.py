@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
+from .arguments import checked_name
 from .downloads import DataFiles, read_files, unpack
 from .files import write_atomically
 from .treebanks import clean_tree, parse_trees, read_trees
@@ -178,7 +179,7 @@ def load_language(
     folder: str | Path | None = None,  # where the files are; default `LOTTERYBOOK_DATA`, else the cache
 ) -> Any:                              # `Corpus`, list of `nltk.Tree`, `Logic`, or sentences by construction and subcase
     "A data set of language by name. Shen et al. (2019), §5."
-    if name not in LANGUAGE_FILES: raise ValueError(f'unknown language data {name!r}; known are {", ".join(LANGUAGE_FILES)}')
+    checked_name(name, LANGUAGE_FILES, 'language data')
     read = dict(brown=_brown, treebank=_treebank, propositional_logic=_logic, syntactic_evaluation=_syntax)
     contents = read_files(LANGUAGE_FILES[name], folder)
     return read[name](contents) if name in read else _three_texts(name, contents)

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 import torch
 from torch import Generator, nn
+from .arguments import checked_name
 from .data import Splits
 from .randomness import rng
 from .sparse_inputs import SparseInputLinear
@@ -71,5 +72,5 @@ def build(
     seed: int | None = None,  # draws the weights; None: PyTorch's global generator
 ) -> nn.Module:               # on the CPU
     "A fresh network that fits the data."
-    if name not in NETWORKS: raise ValueError(f'unknown network {name!r}; known are {", ".join(NETWORKS)}')
+    checked_name(name, NETWORKS, 'network')
     return NETWORKS[name](math.prod(data.input_shape), data.classes, seed=seed)

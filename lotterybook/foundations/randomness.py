@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from zlib import crc32
 import numpy as np
 import torch
+from .arguments import checked_size
 
 # %% ../../nbs/0_foundations/015_randomness.ipynb #export-rng
 def _mixed(
@@ -18,9 +19,7 @@ def _mixed(
     purpose: tuple,       # names and numbers that tell this stream from others
 ) -> int:                 # 63 bits
     "One integer from a seed and a purpose, the same in every process."
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f'a seed is a whole number from 0, not {seed!r}')
-    words = [int(seed), *(crc32(str(o).encode()) for o in purpose)]
+    words = [checked_size(seed, 'seed', least=0), *(crc32(str(o).encode()) for o in purpose)]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 def rng(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['write_rows', 'read_rows', 'device_name', 'provenance', 'result_path', 'save_rows', 'load_rows', 'load_settings',
-           'interval', 'paired_interval', 'summary']
+           'interval', 'paired_interval', 'mean_interval', 'summary', 'table']
 
 # %% ../../nbs/0_foundations/020_results.ipynb #export-imports
 import csv
@@ -16,7 +16,10 @@ import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+from .arguments import checked_fraction, checked_size
 from .files import write_atomically
+if TYPE_CHECKING: from IPython.display import Markdown
 
 # %% ../../nbs/0_foundations/020_results.ipynb #export-rows
 def _field(value: object) -> str:
@@ -151,7 +154,7 @@ def interval(
 ) -> tuple[float, float, float]: # mean, lower end, upper end
     "Mean and Student's t interval."
     values = [float(o) for o in values]
-    if not 0 < confidence < 1: raise ValueError(f'confidence={confidence} must lie between 0 and 1')
+    checked_fraction(confidence, 'confidence')
     if odd := [o for o in values if not math.isfinite(o)]: raise ValueError(f'an interval needs finite values, not {odd}')
     if len(values) < 2: raise ValueError(f'an interval needs two values at least, not {len(values)}')
     from scipy.stats import t
@@ -170,6 +173,16 @@ def paired_interval(
     if len(a) != len(b): raise ValueError(f'pairs need as many values on both sides, not {len(a)} and {len(b)}')
     return interval([x - y for x, y in zip(a, b)], confidence)
 
+def mean_interval(
+    values: Iterable[float],  # one per replicate, one at least
+    least: int = 5,           # with fewer there is no interval
+) -> tuple[float, float | None, float | None]: # mean, lower end, upper end
+    "Mean, and the 95 % t interval of enough replicates."
+    checked_size(least, 'least', least=2)  # an interval needs two
+    values = [float(o) for o in values]
+    if not values: raise ValueError('a mean needs one value at least')
+    return interval(values) if len(values) >= least else (math.fsum(values)/len(values), None, None)
+
 def summary(
     rows: Iterable[dict],     # measurements
     value: str,               # the column to average
@@ -179,7 +192,18 @@ def summary(
     groups = {}
     for row in rows:
         if row.get(value) is not None: groups.setdefault(tuple(row[o] for o in by), []).append(row[value])
-    def stats(values):
-        mean, low, high = interval(values) if len(values) >= 5 else (math.fsum(values)/len(values), None, None)
-        return dict(n=len(values), mean=mean, low=low, high=high)
-    return [dict(zip(by, key), **stats(values)) for key, values in groups.items()]
+    return [dict(zip((*by, 'n', 'mean', 'low', 'high'), (*key, len(values), *mean_interval(values)))) for key, values in groups.items()]
+
+# %% ../../nbs/0_foundations/020_results.ipynb #export-table
+def table(
+    head: Iterable[object],            # names of the columns
+    lines: Iterable[Iterable[object]], # cells, each shown as its text
+    caption: str = '',                 # above the table
+) -> 'Markdown':                       # what Jupyter shows as a table
+    "A table for a page."
+    from IPython.display import Markdown
+    head, lines = list(head), [list(o) for o in lines]
+    if odd := [o for o in lines if len(o) != len(head)]: raise ValueError(f'{odd[0]} has {len(odd[0])} cells for {len(head)} columns')
+    shown = [' | '.join(str(o).replace('|', r'\|') for o in line) for line in (head, *lines)]
+    shown.insert(1, ' | '.join(['---']*len(head)))
+    return Markdown((caption and f'{caption}\n\n') + '\n'.join(f'| {o} |' for o in shown))

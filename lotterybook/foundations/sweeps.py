@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from .arguments import checked_size
 from .files import make_folder, write_atomically
 from .training import progress_bar
 
@@ -48,7 +49,7 @@ def processes(
     workers: int = 1,  # processes, one core each
 ) -> Iterator[Executor]:
     "A pool of processes with one thread each; they end with the block, however it ends."
-    if workers < 1: raise ValueError(f'workers={workers} must be at least 1')
+    checked_size(workers, 'workers')
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'), initializer=_start_worker)
     try: yield pool
@@ -97,7 +98,8 @@ def _check_importable(run: Callable) -> None:
     "Or a ValueError: what a notebook defines, a new process cannot import."
     inner = getattr(run, 'func', run)  # of a partial
     if getattr(inner, '__module__', None) == '__main__' and not hasattr(sys.modules['__main__'], '__file__'):
-        raise ValueError(f'{getattr(inner, "__name__", type(inner).__name__)} is defined in a notebook or at a prompt, and processes cannot import it; '
+        name = getattr(inner, '__name__', type(inner).__name__)
+        raise ValueError(f'{name} is defined in a notebook or at a prompt, and processes cannot import it; '
                          'write it into a module, or pass executor=ThreadPoolExecutor(1)')
 
 def sweep(

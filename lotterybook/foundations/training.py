@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from .arguments import checked_size
 from .checkpoints import copies, fingerprint, load_checkpoint, save_checkpoint
 from .data import Splits
 from .fast_steps import FusedAdam, flushed_denormals
@@ -29,7 +30,7 @@ def batch_order(
     end_step: int,    # one past the last
 ) -> Iterator[Tensor]:# the indices of each step, `(batch_size,)`
     "Which examples each step sees: a fresh permutation per epoch, a function of seed and step alone."
-    if batch_size < 1: raise ValueError(f'batch_size={batch_size} must be at least 1')
+    checked_size(batch_size, 'batch_size')
     per_epoch = n//batch_size
     if not per_epoch: raise ValueError(f'a batch of {batch_size} needs as many examples; there are {n}')
     for step in range(start_step, end_step):
@@ -149,7 +150,7 @@ def _checked_steps(steps: int, start_step: int, end_step: int | None, eval_every
     end_step = steps if end_step is None else end_step
     if not 0 <= start_step < end_step <= steps:
         raise ValueError(f'steps must run from start_step={start_step} up to end_step={end_step}, within 0 and steps={steps}')
-    if eval_every < 1: raise ValueError(f'eval_every={eval_every} must be at least 1')
+    checked_size(eval_every, 'eval_every')
     return end_step
 
 # %% ../../nbs/0_foundations/050_training.ipynb #export-identity
@@ -183,7 +184,7 @@ def train(
 ) -> dict: # stop_step (optimizer steps), stop_loss (nats), stop_accuracy, end_accuracy, train_accuracy (fractions), seconds, history, flushed_denormals
     "Train a classifier, judged as in Frankle & Carbin (2019), §2: early stop by validation loss, test data read twice."
     end_step = _checked_steps(steps, start_step, end_step, eval_every)
-    if checkpoint_every < 1: raise ValueError(f'checkpoint_every={checkpoint_every} must be at least 1')
+    checked_size(checkpoint_every, 'checkpoint_every')
     data, checkpoint = data.to(device), checkpoint and Path(checkpoint)
     net.to(device).train()
     masking = _Masking(net, masks)

@@ -6,23 +6,16 @@
 __all__ = ['rate_for', 'geometric', 'one_shot', 'cubic']
 
 # %% ../../nbs/2_pruning/230_schedules.ipynb #export-imports
-from .allocation import check_rate
+from ..foundations.arguments import checked_fraction, checked_size
 
 # %% ../../nbs/2_pruning/230_schedules.ipynb #export-rate-for
-def _check_rounds(
-    rounds: int, # how often to prune
-) -> None:
-    "Raise a `ValueError` unless there is at least one round."
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise ValueError(f'rounds is a whole number from 1, not {rounds!r}')
-
 def rate_for(
     remaining: float, # fraction of the weights to be left at the end, in (0, 1)
     rounds: int,      # how often to prune
 ) -> float:           # fraction of the survivors to remove each round
     "The constant rate that leaves `remaining` after so many rounds: 1 - remaining^(1/rounds)."
-    check_rate(remaining, 'remaining')
-    _check_rounds(rounds)
+    checked_fraction(remaining, 'remaining')
+    checked_size(rounds, 'rounds')
     return 1 - remaining**(1/rounds)
 
 # %% ../../nbs/2_pruning/230_schedules.ipynb #export-schedules
@@ -31,15 +24,15 @@ def geometric(
     rounds: int,       # how often to prune
 ) -> list[float]:      # a rate for each round
     "The same rate every round, as in iterative pruning. Frankle and Carbin (2019), §2."
-    check_rate(prune_rate)
-    _check_rounds(rounds)
+    checked_fraction(prune_rate, 'prune_rate')
+    checked_size(rounds, 'rounds')
     return [prune_rate]*rounds
 
 def one_shot(
     remaining: float, # fraction of the weights to be left, in (0, 1)
 ) -> list[float]:     # one rate
     "Everything at once. Frankle and Carbin (2019), §2."
-    check_rate(remaining, 'remaining')
+    checked_fraction(remaining, 'remaining')
     return [1 - remaining]
 
 def cubic(
@@ -47,7 +40,7 @@ def cubic(
     rounds: int,      # how often to prune
 ) -> list[float]:     # a rate for each round
     "Much at first, little at the end, along a cubic. Zhu and Gupta (2017), eq. 1."
-    check_rate(remaining, 'remaining')
-    _check_rounds(rounds)
+    checked_fraction(remaining, 'remaining')
+    checked_size(rounds, 'rounds')
     left = [1 - (1 - remaining)*(1 - (1 - t/rounds)**3) for t in range(rounds + 1)]
     return [1 - after/before for before, after in zip(left, left[1:])]

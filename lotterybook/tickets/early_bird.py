@@ -14,7 +14,8 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from ..pruning.allocation import check_rate, global_
+from ..foundations.arguments import checked_fraction, checked_size
+from ..pruning.allocation import global_
 from ..pruning.masks import check_masks, distance, kept
 from ..pruning.scores import magnitude
 
@@ -37,7 +38,7 @@ def channel_masks(
     score: Callable = magnitude,     # of network and masks; higher is kept
 ) -> dict[str, Tensor]:              # bool, one entry a channel, by the name of its scale
     "Keep the channels with the largest |gamma|, an exact count. You et al. (2020), §3."
-    check_rate(prune_ratio, 'prune_ratio')
+    checked_fraction(prune_ratio, 'prune_ratio')
     full   = {k: torch.ones_like(v, dtype=torch.bool) for k, v in norm_scales(net).items()}
     scores = score(net, full)
     every  = torch.cat([values.flatten() for values in scores.values()])
@@ -83,7 +84,7 @@ class EarlyBird:
         window: int = 5,       # masks held, each of another trained epoch
         threshold: float = .1, # distance in [0, 1] to any older mask that still is rest
     ):
-        if window < 2: raise ValueError(f'a window of {window!r} is too small: at least 2')
+        checked_size(window, 'window', least=2)
         if not 0 <= threshold <= 1:
             raise ValueError(f'threshold is a distance between 0 and 1, not {threshold!r}')
         self.threshold, self.masks = threshold, deque(maxlen=window)

@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 import torch
 from torch import Tensor, nn
+from ..foundations.arguments import checked_fraction, checked_size
 from ..foundations.files import make_folder
 from ..foundations.randomness import seed_everything
 from ..foundations.training import progress_bar
-from ..pruning.allocation import check_rate, per_layer
+from ..pruning.allocation import per_layer
 from ..pruning.masked_training import revived
 from ..pruning.masks import check_masks, full_masks, remaining
 from ..pruning.schedules import geometric
@@ -207,10 +208,9 @@ def _checked_rates(
     rewind_step: int,              # optimizer steps
 ) -> list[float]:                  # a rate for each round
     "The rates of a search, or a `ValueError` before anything is trained."
-    if rewind_step < 0: raise ValueError(f'rewind_step={rewind_step} must be at least 0')
+    checked_size(rewind_step, 'rewind_step', least=0)
     if schedule is None: return geometric(prune_rate, rounds)
-    for r, rate in enumerate(schedule, 1): check_rate(rate, f'the rate of round {r}')
-    return [float(rate) for rate in schedule]
+    return [checked_fraction(rate, f'schedule[{r}]') for r, rate in enumerate(schedule)]
 
 def _warn_if_same(
     net: nn.Module,      # of one stream

@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 import torch
 from torch import Tensor, nn
+from ..foundations.arguments import checked_fraction, checked_name, checked_size
 from ..foundations.data import CLASSIFICATION, DATASETS, Splits, load
 from ..foundations.networks import NETWORKS, build
 from ..foundations.files import write_atomically
@@ -46,8 +47,8 @@ def search_settings(
     if data not in CLASSIFICATION:
         what = 'is not for classification' if data in DATASETS else 'is unknown'
         raise ValueError(f'data set {data!r} {what}; known are {", ".join(CLASSIFICATION)}')
-    if net not in NETWORKS: raise ValueError(f'unknown network {net!r}; known are {", ".join(NETWORKS)}')
-    geometric(rate, rounds)  # both in range, or an error
+    checked_name(net, NETWORKS, 'network')
+    checked_fraction(rate, 'rate'); checked_size(rounds, 'rounds')
     try: there = torch.device(device).type != 'cuda' or torch.cuda.is_available()
     except RuntimeError as e: raise ValueError(f'device={device!r} is none that PyTorch knows: {e}') from e
     if not there: raise ValueError(f'device={device!r}: PyTorch finds no CUDA device here')
@@ -59,8 +60,7 @@ def search_settings(
     if not lr > 0: raise ValueError(f'lr={lr} must be above 0')
     for name, factor in scale.items():
         if not 0 <= rate*factor < 1: raise ValueError(f'scale of {name}: {factor} times the rate of {rate} is no fraction in [0, 1)')
-    for name, value in dict(steps=steps, batch_size=batch_size, eval_every=eval_every).items():
-        if value < 1: raise ValueError(f'{name}={value} must be at least 1')
+    for name, size in dict(steps=steps, batch_size=batch_size, eval_every=eval_every).items(): checked_size(size, name)
     return dict(data=data, net=net, rounds=rounds, steps=steps, rate=rate, scale=scale, lr=lr,
                 batch_size=batch_size, eval_every=eval_every, device=device)
 
@@ -73,10 +73,8 @@ def search_plan(
 ) -> list[dict]:  # seed, round, condition; a seed's runs together
     "Every run of a search. Round 0 is the dense network, and belongs to the ticket."
     seeds, conditions, at = list(seeds), list(conditions), set(range(1, rounds + 1) if control_rounds is None else control_rounds)
-    for c in conditions:
-        if c not in CONDITIONS: raise ValueError(f'unknown condition {c!r}; known are {", ".join(CONDITIONS)}')
-    for s in seeds:
-        if s < 0: raise ValueError(f'a seed is a whole number from 0, not {s}')
+    for c in conditions: checked_name(c, CONDITIONS, 'condition')
+    for s in seeds: checked_size(s, 'seed', least=0)
     if 'ticket' not in conditions: raise ValueError('conditions must name ticket: the controls are made from it')
     if at - set(range(1, rounds + 1)):
         raise ValueError(f'control rounds {sorted(at)} must lie in 1 to {rounds}')

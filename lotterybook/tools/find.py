@@ -8,6 +8,7 @@ __all__ = ['find']
 # %% ../../nbs/8_tools/850_find.ipynb #export-imports
 import os
 from pathlib import Path
+from ..foundations.arguments import checked_size
 
 # %% ../../nbs/8_tools/850_find.ipynb #export-find
 def find(
@@ -27,9 +28,8 @@ def find(
     from lotterybook.foundations.data import fetch
     from lotterybook.foundations.sweeps import RunFailed
     from lotterybook.tickets.replicates import CONDITIONS, finished_runs, search, search_plan, search_settings
-    if seeds < 1: raise ValueError(f'seeds={seeds} must be at least 1')
-    workers = os.cpu_count() or 1 if workers is None else workers
-    if workers < 1: raise ValueError(f'workers={workers} must be at least 1')
+    checked_size(seeds, 'seeds')
+    workers = os.cpu_count() or 1 if workers is None else checked_size(workers, 'workers')
     settings = search_settings(data, net, rounds, **settings)
     fetch(data)  # missing or damaged files are told here, not by a worker
     plan = search_plan(rounds, range(seed, seed + seeds), conditions or CONDITIONS[:5], control_rounds)
