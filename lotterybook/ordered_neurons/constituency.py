@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 import torch
+from ..foundations.arguments import checked_name
 from ..foundations.treebanks import tree_class
 from .text import checked_words
 if TYPE_CHECKING: from nltk import Tree
@@ -56,7 +57,8 @@ def _pairs(pred: Sequence['Tree'], gold: Sequence['Tree'], same_words: bool) -> 
     for k, (p, g) in enumerate(words):
         if len(p) != len(g): raise ValueError(f'sentence {k}: the tree found has {len(p)} words, the gold tree {len(g)}')
         apart = [o for o in zip(p, g) if o[0] != o[1]] if same_words else []
-        if apart: raise ValueError(f'sentence {k}: {apart[0][0]!r} in the tree found is {apart[0][1]!r} in the gold tree; are the trees in one order? '
+        if apart:
+            raise ValueError(f'sentence {k}: {apart[0][0]!r} in the tree found is {apart[0][1]!r} in the gold tree; are the trees in one order? '
                                    'If words were replaced or their case changed, same_words=False')
     return [(len(p), *trees) for (p, _), *trees in zip(words, pred, gold)]
 
@@ -67,7 +69,7 @@ def corpus_f1(
     same_words: bool = True,       # both trees must have the same words; else only as many
 ) -> float:                        # in [0, 1]
     "Unlabelled F1 of spans, by a named convention. Shen et al. (2019), released code; Kim et al. (2019)."
-    if convention not in CONVENTIONS: raise ValueError(f'unknown convention {convention!r}; known are {", ".join(CONVENTIONS)}')
+    checked_name(convention, CONVENTIONS, 'convention')
     root, per_sentence, shortest = CONVENTIONS[convention]
     counts = []  # spans in common, and in both trees together
     for n, p, g in _pairs(pred, gold, same_words):
@@ -85,7 +87,7 @@ def baseline_tree(
     generator: torch.Generator | None = None, # draws 'random'; None: PyTorch's own
 ) -> 'Tree':                                  # binary, label `X`
     "A tree that knows only the number of words. Shen et al. (2019), table 2."
-    if kind not in BASELINES: raise ValueError(f'unknown baseline {kind!r}; known are {", ".join(BASELINES)}')
+    checked_name(kind, BASELINES, 'baseline')
     return split_tree(words, lambda n: BASELINES[kind](n, generator))
 
 def split_tree(

@@ -15,8 +15,8 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 from typing import NamedTuple
+from ..foundations.arguments import checked_size
 from ..foundations.sparse_inputs import compiled
-from .master_gates import checked_size
 from .recurrence import Run, step_sizes, wide
 
 # %% ../../nbs/1_ordered_neurons/140_fast_on_lstm.ipynb #export-exp
@@ -214,14 +214,15 @@ def passes(
         if weight_hh.shape != (G, D) or c_0.shape != (B, D):
             raise ValueError(f'U has shape {tuple(weight_hh.shape)} and must have {(G, D)}; c_0 has {tuple(c_0.shape)} and must have {(B, D)}')
         def new(*shape, dtype=held): return projected.new_empty(shape, dtype=dtype)
-        gates, h, c, times_U = _own(projected, kind), _own(h_0, held), _own(c_0, kind), times_transpose(weight_hh)
-        product, old, output, far, near = new(B, G), new(n, D, dtype=kind), new(n, D), new(n), new(n)
+        gates, h, c = _own(projected, kind), _own(h_0, held), _own(c_0, kind)
+        product, output = new(B, G), new(n, D)
+        old, far, near = (new(*o, dtype=kind) for o in ((n, D), (n,), (n,)))
+        times_U = times_transpose(weight_hh) if held == low else lambda h, out: out.copy_(torch.mm(h.to(low), weight_hh.t()))
         memory = [kernels.view(o) for o in (gates, product, old, output, far, near, h, c)]
         for a, b in _order(n, B, batch_sizes, reverse):
-            if held == low: times_U(h[:b - a], product[:b - a])
-            else: product[:b - a] = torch.mm(h[:b - a].to(low), weight_hh.t())
+            times_U(h[:b - a], product[:b - a])
             kernels.forward(*memory, a, b - a, live_top)
-        return *(o.to(low) for o in (output, h, c, far, near)), gates, old
+        return *(o.to(low) for o in (output, h, c)), far, near, gates, old
 
     def backward(d_output: Tensor, d_h: Tensor, d_c: Tensor, d_far: Tensor, d_near: Tensor, gates: Tensor, old: Tensor,
                  output: Tensor, weight_hh: Tensor, h_0: Tensor, batch_sizes: Tensor | None,
@@ -229,14 +230,14 @@ def passes(
         "Gradients of the projected input, of U and of the first state."
         low, kind, B = output.dtype, gates.dtype, len(h_0)
         held = low if kernels.half else kind
-        dh, dc, d_gates, times_U = _own(d_h, held), _own(d_c, kind), torch.empty_like(gates, dtype=held), times(weight_hh)
-        given = gates, old, *(o.to(held).contiguous() for o in (d_output, d_far, d_near))
+        dh, dc, d_gates = _own(d_h, held), _own(d_c, kind), torch.empty_like(gates, dtype=held)
+        times_U = times(weight_hh) if held == low else lambda d, out: out.copy_(torch.mm(d.to(low), weight_hh))
+        given = gates, old, d_output.to(held).contiguous(), d_far.contiguous(), d_near.contiguous()
         memory = [kernels.view(o) for o in (*given, dh, dc, d_gates)]
         order = _order(len(gates), B, batch_sizes, reverse)
         for a, b in reversed(order):
             kernels.backward(*memory, a, b - a)
-            if held == low: times_U(d_gates[a:b], dh[:b - a])
-            else: dh[:b - a] = torch.mm(d_gates[a:b].to(low), weight_hh)
+            times_U(d_gates[a:b], dh[:b - a])
         d_gates = d_gates.to(low)
         before = torch.cat([output, h_0])[_row_before(order, B, len(output)).to(output.device)]
         return d_gates, d_gates.t() @ before, dh.to(low), dc.to(low)
@@ -255,7 +256,10 @@ def operation(
     on_lstm_backward = torch.library.custom_op(f'lotterybook::{name}_backward', backward, mutates_args=(), device_types=device)
     on_lstm.register_fake(_shapes)
     on_lstm_backward.register_fake(_shapes_backward)
-    on_lstm.register_autograd(lambda ctx, *d: (*on_lstm_backward(*d[:5], *ctx.saved_tensors, ctx.reverse), None, None, None), setup_context=_keep)
+    def back(ctx, *d):
+        "Gradients of the inputs."
+        return *on_lstm_backward(*_arrived(ctx, d), *ctx.saved_tensors, ctx.reverse), None, None, None
+    on_lstm.register_autograd(back, setup_context=_keep)
     return on_lstm, on_lstm_backward
 
 def _shapes(projected, weight_hh, h_0, c_0, batch_sizes, live_top, reverse):
@@ -263,7 +267,7 @@ def _shapes(projected, weight_hh, h_0, c_0, batch_sizes, live_top, reverse):
     D, kind = h_0.shape[1], wide(projected.dtype)
     def row(*shape, dtype=None): return projected.new_empty((projected.shape[0], *shape), dtype=dtype)
     h, c = (o.new_empty(o.shape) for o in (h_0, c_0))
-    return row(D), h, c, row(), row(), row(projected.shape[1], dtype=kind), row(D, dtype=kind)
+    return row(D), h, c, row(dtype=kind), row(dtype=kind), row(projected.shape[1], dtype=kind), row(D, dtype=kind)
 
 def _shapes_backward(d_output, d_h, d_c, d_far, d_near, gates, old, output, weight_hh, h_0, batch_sizes, reverse):
     "What the backward pass returns, without numbers."
@@ -273,6 +277,12 @@ def _keep(ctx, inputs, output) -> None:
     "What the backward pass needs."
     _, weight_hh, h_0, _, batch_sizes, _, ctx.reverse = inputs
     ctx.save_for_backward(output[5], output[6], output[0], weight_hh, h_0, batch_sizes)
+    ctx.set_materialize_grads(False)  # no zeros for gates and old cells, which have no gradient: they are the largest tensors here
+
+def _arrived(ctx, d) -> list[Tensor]:
+    "The gradients that reached the five outputs of a run; zeros where an output was not used."
+    gates, _, output, _, h_0, _ = ctx.saved_tensors
+    return [torch.zeros_like(like) if o is None else o for o, like in zip(d, (output, h_0, h_0, gates[:, 0], gates[:, 0]))]
 
 OPERATIONS = operation('on_lstm', 'cpu', RowKernels(_forward_rows, _backward_rows, Tensor.numpy))
 

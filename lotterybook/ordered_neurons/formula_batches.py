@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from ..foundations.arguments import checked_size
 from ..foundations.randomness import rng
-from .master_gates import checked_size
 from .propositional_logic import RELATIONS, postfix
 
 # %% ../../nbs/1_ordered_neurons/188_formula_batches.ipynb #export-data

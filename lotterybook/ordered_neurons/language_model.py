@@ -11,11 +11,13 @@ import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 import torch
 from torch import Tensor
+from ..foundations.arguments import checked_name, checked_size
 from ..foundations.checkpoints import copies, fingerprint, load_checkpoint, save_checkpoint
 from ..foundations.data import load
 from ..foundations.language_data import Corpus
@@ -90,16 +92,16 @@ def lm_settings(
     **changes: object, # win over the preset
 ) -> dict:             # all settings
     "The settings of a training. Shen et al. (2019), §5.1 and public code; Merity et al. (2018)."
-    if preset not in PRESETS: raise ValueError(f'preset={preset!r} must be one of {", ".join(PRESETS)}')
-    if unknown := changes.keys() - PRESETS[preset].keys():
+    if unknown := changes.keys() - PRESETS[checked_name(preset, PRESETS, 'preset')].keys():
         raise ValueError(f'unknown setting {", ".join(sorted(unknown))}; there are {", ".join(PRESETS[preset])}')
     settings = PRESETS[preset] | changes
-    whole = ('batch_size', 'length', 'epochs', 'patience', 'embedding')
-    for name in (*whole, 'learning_rate', 'clip', 'weight_decay', 'ar', 'tar'):
+    for name in ('batch_size', 'length', 'epochs', 'patience', 'embedding'): checked_size(settings[name], name)
+    for name in ('learning_rate', 'clip', 'weight_decay', 'ar', 'tar'):
         value, least = settings[name], 'at least 0' if name in ('weight_decay', 'ar', 'tar') else 'above 0'
-        if isinstance(value, str) or value < 0 or (not value and least == 'above 0'): raise ValueError(f'{name}={value!r} must be a number {least}')
-        if name in whole and value != int(value): raise ValueError(f'{name}={value!r} must be a whole number')
-    if isinstance(settings['hidden'], (int, str)): raise ValueError(f"hidden={settings['hidden']!r} must be a list of sizes, one for each layer before the last")
+        number = isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < math.inf  # and no NaN
+        if not number or (not value and least == 'above 0'): raise ValueError(f'{name}={value!r} must be a number {least}')
+    if not isinstance(settings['hidden'], (list, tuple)):
+        raise ValueError(f"hidden={settings['hidden']!r} must be a list of sizes, one for each layer before the last")
     return settings
 
 _MODEL = ('encoder', 'embedding', 'hidden', 'chunk_size', 'dropout_words', 'dropout_input', 'dropout_layers', 'dropout_output', 'weight_dropout',
@@ -127,7 +129,8 @@ def _end_epoch(model, validation: Tensor, run: dict, s: dict) -> dict:
     "Validate, and keep the best; returns the row."
     value = mean_nats(model, validation, s['length'])
     if not math.isfinite(value):
-        raise FloatingPointError(f'the validation loss is {value} after epoch {run["epoch"]}: training stopped. Try a smaller learning_rate.')
+        raise FloatingPointError(f'the validation loss is {value} after epoch {run["epoch"]}: training stopped. '
+                                 'Try a smaller learning_rate, in another folder.')
     row = dict(epoch=run['epoch'], windows=run['window'], train_nats=run['nats']/run['rows_read'], validation_nats=value,
                averaged=run['average'] is not None, seconds=run['seconds'])
     if not run['rows'] or value < min(r['validation_nats'] for r in run['rows']): run['best'] = copies(model)
@@ -222,7 +225,7 @@ def _resumed(path: Path | None, model, optimizer, mark: dict) -> dict | None:
 # %% ../../nbs/1_ordered_neurons/150_language_model.ipynb #export-run
 def lm_corpus(
     data: str,               # a corpus that `load` knows, or 'small_grammar'
-    seed: int = 0,           # of the small grammar's training text
+    seed: int = 0,           # of the small grammar's text, all three parts
     sentences: int = 4000,   # of the small grammar's training text
 ) -> Corpus | GoldCorpus:    # what `fit_lm` reads
     "The text of an experiment, by name."

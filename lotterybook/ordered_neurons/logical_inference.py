@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from ..foundations.arguments import checked_size
 from ..foundations.checkpoints import fingerprint, load_checkpoint, save_checkpoint
 from ..foundations.randomness import kept_generators, seed_everything
 from ..foundations.training import evaluating, progress_bar
-from .master_gates import checked_size
 from .formula_batches import Encoded, batches
 from .propositional_logic import RELATIONS, relation
 _all_ = ['relation']  # decides the labels; wanted beside the classifier
@@ -136,7 +136,7 @@ def train_classifier(
     rate = lr if callable(lr) else lambda step: lr*(1 - step/total)
     opt = optimizer(model.parameters(), lr=rate(0))
     rates, options = [rate(o) for o in (0, total//2, total - 1)], {k: v for k, v in opt.defaults.items() if k != 'lr'}
-    settings = dict(epochs=epochs, batch_size=batch_size, rates=rates, clip=clip, seed=seed, optimizer=str(options))
+    settings = dict(epochs=epochs, batch_size=batch_size, rates=rates, clip=clip, seed=seed, optimizer=str(options), model=str(model))
     mark = fingerprint(settings, weights=model.state_dict().values(), pairs=[*train]) if checkpoint else {}
     run = dict(fingerprint=mark, rows=[])
     with kept_generators(), progress_bar(epochs, progress, unit='epoch') as bar:

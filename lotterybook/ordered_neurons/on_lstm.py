@@ -10,14 +10,16 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
-from .master_gates import checked_size, levels
+from ..foundations.arguments import checked_fraction, checked_name, checked_size
+from .master_gates import levels
 from .recurrence import find_engine, on_lstm_step, recur, wide
-from .recurrent_dropout import SCALINGS, checked_share, drop_connect, locked_dropout
+from .recurrent_dropout import SCALINGS, drop_connect, locked_dropout
 from .reference import layer_shapes
 
 # %% ../../nbs/1_ordered_neurons/130_on_lstm.ipynb #export-weights
@@ -63,7 +65,8 @@ class ONLSTMCell(nn.Module):
         "One step further."
         if x.dim() not in (1, 2) or x.shape[-1] != self.input_size:
             raise ValueError(f'input has shape {tuple(x.shape)}; it must be (batch, {self.input_size}) or ({self.input_size},)')
-        if hx is not None and (isinstance(hx, Tensor) or len(hx) != 2): raise ValueError('the state must be a pair (h, c)')
+        if hx is not None and (isinstance(hx, Tensor) or len(hx) != 2 or any(o is None for o in hx)):
+            raise ValueError('the state must be a pair (h, c), both given; or leave it out')
         h, c = hx if hx is not None else (x.new_zeros(*x.shape[:-1], self.hidden_size),)*2
         if h.shape != c.shape or h.shape != (*x.shape[:-1], self.hidden_size):
             raise ValueError(f'h and c have shapes {tuple(h.shape)} and {tuple(c.shape)}; both must be {(*x.shape[:-1], self.hidden_size)}')
@@ -90,9 +93,10 @@ class _Rows(NamedTuple):
 def _checked_input(x: Tensor, input_size: int, weight: Tensor, packed: bool) -> None:
     "Complain about an input that the layer cannot read."
     if not packed and x.dim() not in (2, 3): raise ValueError(f'input has {x.dim()} dimensions; it must have 3, or 2 for one sequence')
-    if x.shape[-1] != input_size: raise ValueError(f'input has {x.shape[-1]} features (shape {tuple(x.shape)}), but the layer reads {input_size}')
+    if x.shape[-1] != input_size:
+        raise ValueError(f'input has {x.shape[-1]} features (shape {tuple(x.shape)}), but the layer reads {input_size}')
     if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise ValueError(f'input is {x.dtype} and the weights are {weight.dtype}; convert one: x.to({weight.dtype}) or layer.to({x.dtype})')
+        raise ValueError(f'input is {x.dtype} and the weights are {weight.dtype}; convert the input: x.to({weight.dtype})')
 
 def _as_rows(x: Tensor | PackedSequence, batch_first: bool) -> _Rows:
     "A batch of any form as rows."
@@ -102,9 +106,8 @@ def _as_rows(x: Tensor | PackedSequence, batch_first: bool) -> _Rows:
     if x.shape[0] == 0: raise ValueError(f'input has no steps (shape {tuple(x.shape)}); a sequence needs one at least')
     return _Rows(x.flatten(0, 1), x.shape[1], None, x.shape[0])
 
-def _sequence_of(rows: _Rows) -> Tensor | None:
+def _sequence_of(rows: _Rows) -> Tensor:
     "The sequence of each row of a packed batch, `(rows,)`."
-    if rows.batch_sizes is None: return None
     return torch.cat([torch.arange(b, device=rows.data.device) for b in rows.batch_sizes.tolist()])
 
 # %% ../../nbs/1_ordered_neurons/130_on_lstm.ipynb #export-layer
@@ -139,7 +142,7 @@ class ONLSTM(nn.Module):
         self.weight_dropout, self.weight_dropout_scaling, self.engine = weight_dropout, weight_dropout_scaling, engine
         self._check_options()
         self.directions = ('', '_reverse') if bidirectional else ('',)
-        self.levels = [levels(D, chunk_size, live_top) for D in self.hidden_sizes]
+        self.levels = list(map(partial(levels, chunk_size=chunk_size, live_top=live_top), self.hidden_sizes))
         for l, D in enumerate(self.hidden_sizes):
             rows = 4*D + 2*self.levels[l]
             for end in self.directions:
@@ -150,9 +153,8 @@ class ONLSTM(nn.Module):
 
     def _check_options(self) -> None:
         "Complain about options that mean nothing."
-        for name in ('dropout', 'weight_dropout'): checked_share(getattr(self, name), name)
-        if self.weight_dropout_scaling not in SCALINGS:
-            raise ValueError(f'weight_dropout_scaling={self.weight_dropout_scaling!r} must be one of {", ".join(SCALINGS)}')
+        for name in ('dropout', 'weight_dropout'): checked_fraction(getattr(self, name), name, zero=True)
+        checked_name(self.weight_dropout_scaling, SCALINGS, 'weight_dropout_scaling')
         find_engine(self.engine, torch.empty(0))
         if self.dropout and self.num_layers == 1:
             warnings.warn(f'dropout={self.dropout} acts between layers, and there is one layer', stacklevel=3)
@@ -171,7 +173,7 @@ class ONLSTM(nn.Module):
     def flatten_parameters(self) -> None:
         "Do nothing: weights are used where they are. Here because code for `nn.LSTM` calls it."
 
-    def _states(self, hx, rows: _Rows, unbatched: bool, order: Tensor | None) -> list[Tensor]:
+    def _states(self, hx, rows: _Rows, unbatched: bool, order: Tensor | None) -> list[list[Tensor]]:
         "h and c of each layer, `(directions, batch, hidden)`, in the order of the rows."
         shapes = [(len(self.directions), rows.batch, D) for D in self.hidden_sizes]
         if hx is None: return [[rows.data.new_zeros(shape) for shape in shapes] for _ in range(2)]
@@ -246,7 +248,8 @@ class ONLSTM(nn.Module):
 
     def extra_repr(self) -> str: # what `print` shows
         "The sizes, and what is not as usual."
-        usual = dict(num_layers=1, bias=True, batch_first=False, dropout=0, bidirectional=False, weight_dropout=0, locked=False, live_top=False)
+        usual = dict(num_layers=1, bias=True, batch_first=False, dropout=0, bidirectional=False, weight_dropout=0,
+                     weight_dropout_scaling='inverted', locked=False, return_distances=False, live_top=False, engine='auto')
         odd = ''.join(f', {k}={getattr(self, k)}' for k, v in usual.items() if getattr(self, k) != v)
         return f'{self.input_size}, {self.hidden_size}, chunk_size={self.chunk_size}{odd}'
 
@@ -289,7 +292,8 @@ def _from_reference(
     **options: object,              # of the constructor; `weight_dropout` as in training: the scaling is then 'released'
 ) -> 'ONLSTM':                      # with these weights, in their type and on their device
     "A layer with the weights of the released code. Shen et al. (2019), public code."
-    unfit = {k: v for k, v in options.items() if k in ('bidirectional', 'live_top') and v or k in ('num_layers', 'hidden_size', 'input_size') or k == 'bias' and not v}
+    unfit = {k: v for k, v in options.items() if k in ('bidirectional', 'live_top') and v or k in ('num_layers', 'hidden_size', 'input_size')
+             or k == 'bias' and not v}
     if unfit: raise ValueError(f'{", ".join(f"{k}={v!r}" for k, v in unfit.items())} does not fit a checkpoint of the released code; leave it out')
     prefix = next((m[1] for key in state_dict if (m := re.match(r'(.*)cells\.0\.ih\.0\.weight$', key))), '')
     cells = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(f'{prefix}cells.')}

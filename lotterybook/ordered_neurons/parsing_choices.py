@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 import torch
+from ..foundations.arguments import checked_size
 from ..foundations.randomness import kept_generators, rng
 from .constituency import BASELINES, CONVENTIONS, baseline_tree, corpus_f1
 from .language_model import first_model, fit_lm, lm_settings
@@ -25,7 +26,7 @@ def expected_best(
     k: int,    # independent choices, at least 1
 ) -> float:    # standard deviations above their common mean
     "How far the best of k normal numbers lies above their mean. Tippett (1925)."
-    if k < 1: raise ValueError(f'k={k} must be at least 1')
+    checked_size(k, 'k')
     z = torch.linspace(-12, 12, 4801, dtype=torch.float64)
     density = k*torch.exp(-z**2/2)/math.sqrt(2*math.pi)*torch.special.ndtr(z)**(k - 1)
     return torch.trapezoid(z*density, z).item()
@@ -70,15 +71,18 @@ def baseline_choices(
 def ways_of_choosing(
     rows: Sequence[dict],                                   # of one kind of network: seed, f1, odd, even, and the columns `by`
     by: tuple[str, ...] = ('layer', 'gate', 'builder'),     # the columns that are chosen
-    choosing: Sequence[int] = (0,),                         # seeds set aside for the way `other seeds`, which judges the others only; () leaves it out
+    choosing: Sequence[int] = (0,),                         # seeds set aside to choose, the others are judged: `other seeds`; () leaves it out
 ) -> list[dict]:                                            # rows: seed, way, chosen, f1
     "What each way of choosing reports, network by network. After Simmons et al. (2011)."
     table = {}
-    if isinstance(by, str) or any(o not in row for o in by for row in rows): raise ValueError(f'by={by!r} must be a tuple of columns of the rows')
+    if isinstance(by, str) or any(o not in row for o in by for row in rows):
+        raise ValueError(f'by={by!r} must be a tuple of columns of the rows')
     for row in rows:
-        if wrong := [part for part in ('f1', 'odd', 'even') if not math.isfinite(row[part])]: raise ValueError(f'seed {row["seed"]}: {wrong[0]} is {row[wrong[0]]}')
+        if wrong := [part for part in ('f1', 'odd', 'even') if not math.isfinite(row[part])]:
+            raise ValueError(f'seed {row["seed"]}: {wrong[0]} is {row[wrong[0]]}')
         choice = ', '.join(f'layer {row[o]}' if o == 'layer' else str(row[o]) for o in by)
-        if choice in table.setdefault(row['seed'], {}): raise ValueError(f'seed {row["seed"]} has two rows for {choice!r}; {", ".join(by)} must tell them apart')
+        if choice in table.setdefault(row['seed'], {}):
+            raise ValueError(f'seed {row["seed"]} has two rows for {choice!r}; {", ".join(by)} must tell them apart')
         table[row['seed']][choice] = row
     if not set(choosing) < table.keys(): raise ValueError(f'choosing={list(choosing)} must be some of the seeds, not all: {list(table)}')
     choices = list(next(iter(table.values())))
@@ -104,17 +108,21 @@ def gold_trees(
     return as_corpus(0, 0, trees, seed=0, mirrored=mirrored, max_words=max_words).trees['test']
 
 def choices_run(
-    config: dict,  # `encoder`, `mirrored`, `seed`, `sentences` of text, `trees`, `max_words`; `validation` sentences, or 500; others are settings of `fit_lm`
+    config: dict,  # `encoder`, `mirrored`, `seed`, `sentences` of text, `trees`, `max_words`; maybe `validation` sentences, `preset`, settings
 ) -> dict:         # `rows` of `parsing_choices` with `model`; `test_nats`; `epochs`: validation loss after each, nats; `seconds` of training
     "Train one network on text of the small grammar; every choice for it, trained and untrained."
-    if missing := [o for o in ('encoder', 'mirrored', 'seed', 'sentences', 'trees', 'max_words') if o not in config]: raise ValueError(f'the config lacks {", ".join(missing)}')
+    if missing := [o for o in ('encoder', 'mirrored', 'seed', 'sentences', 'trees', 'max_words') if o not in config]:
+        raise ValueError(f'the config lacks {", ".join(missing)}')
     c = dict(config)
     gold = gold_trees(c.pop('trees'), c['mirrored'], c['max_words'])
-    text = as_corpus(c.pop('sentences'), c.pop('validation', 500), 0, c['seed'], c.pop('mirrored'), c.pop('max_words'))._replace(test=[o.leaves() for o in gold])
+    text = as_corpus(c.pop('sentences'), c.pop('validation', 500), 0, c['seed'], c.pop('mirrored'),
+                     c.pop('max_words'))._replace(test=[o.leaves() for o in gold])
     unseen = {w for o in text.validation + text.test for w in o} - {w for o in text.train for w in o}
-    if unseen: raise ValueError(f'{len(text.train)} sentences of text leave out {", ".join(sorted(unseen)[:5])}, {len(unseen)} words in all; take more')
+    if unseen:
+        raise ValueError(f'{len(text.train)} sentences of text leave out {", ".join(sorted(unseen)[:5])}, {len(unseen)} words in all; take more')
     untrained, fit = first_network(text.train, **c), fit_lm(text, progress=False, **c)
-    rows = [dict(model=name, **o) for name, net in ((c['encoder'], fit.model), (f"untrained {c['encoder']}", untrained)) for o in parsing_choices(net, gold)]
+    rows = [dict(model=name, **o) for name, net in ((c['encoder'], fit.model), (f"untrained {c['encoder']}", untrained))
+            for o in parsing_choices(net, gold)]
     return dict(rows=rows, test_nats=fit.test_nats, epochs=[r['validation_nats'] for r in fit.rows], seconds=sum(r['seconds'] for r in fit.rows))
 
 def first_network(

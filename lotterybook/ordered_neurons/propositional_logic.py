@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence, Set
 from functools import lru_cache
 from random import Random
 from typing import NamedTuple
+from ..foundations.arguments import checked_fraction, checked_size
 from ..foundations.language_data import Logic
 from ..foundations.randomness import rng
-from .master_gates import checked_size
 
 # %% ../../nbs/1_ordered_neurons/186_propositional_logic.ipynb #export-postfix
 OPERATORS = 'not', 'and', 'or'
@@ -129,7 +129,8 @@ def generate_pairs(
 ) -> list[Pair]:                        # in the order drawn, which puts frequent, short pairs early
     "Pairs of formulas and their relation, drawn as the files of Bowman, Manning & Potts (2015) were."
     variables = _words(variables)
-    for name, size in {'n': n, 'per_pair': per_pair, 'len(variables)': len(variables), 'depth + 1': depth + 1}.items(): checked_size(size, name)
+    for name, size in {'n': n, 'per_pair': per_pair, 'len(variables)': len(variables)}.items(): checked_size(size, name)
+    checked_size(depth, 'depth', least=0)
     draw, pairs, misses = Random(rng(seed, 'pairs of formulas').initial_seed()), {}, 0
     most = float('inf') if max_operators is None else max_operators
     while len(pairs) < n:
@@ -165,7 +166,7 @@ def split_pairs(
     last: int = 12,           # as in `by_operators`
 ) -> Logic:                   # by number of operators; no test pair, and no mirror image of one, is in train
     "Pairs split at random; the public files split by order of first appearance instead."
-    if not 0 < test_share < 1: raise ValueError(f'test_share={test_share} must lie between 0 and 1')
+    checked_fraction(test_share, 'test_share')
     parts, side, draw = ([], []), {}, Random(rng(seed, 'split of pairs').initial_seed())
     for o in pairs: parts[side.setdefault(frozenset(o[1:]), draw.random() < test_share)].append(o)
     return Logic(*(by_operators(part, last) for part in parts))

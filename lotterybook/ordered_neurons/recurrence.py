@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+from ..foundations.arguments import checked_name
 from .master_gates import combine_gates, master_gates
 
 # %% ../../nbs/1_ordered_neurons/128_recurrence.ipynb #export-step
@@ -30,7 +31,7 @@ def wide(
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 def on_lstm_step(
-    projected: Tensor,      # `(batch, 4 hidden + 2 levels)` W x_t + b, rows i, f, ĉ, o, f̃, ĩ
+    projected: Tensor,      # `(batch, 4 hidden + 2 levels)` W x_t + b, rows i, f, c_hat, o, f_tilde, i_tilde
     h: Tensor,              # `(batch, hidden)` last output h_{t-1}
     c: Tensor,              # `(batch, hidden)` last cells c_{t-1}
     weight_hh: Tensor,      # `(4 hidden + 2 levels, hidden)` U
@@ -52,8 +53,8 @@ class Run(NamedTuple):
     output: Tensor          # `(rows, hidden)` h_t of every row
     h_n: Tensor             # `(batch, hidden)` last output of each sequence
     c_n: Tensor             # `(batch, hidden)` last cells
-    distance_forget: Tensor # `(rows,)` 1 - mean of f̃_t over levels, in [0, 1]
-    distance_input: Tensor  # `(rows,)` mean of ĩ_t over levels, in [0, 1]
+    distance_forget: Tensor # `(rows,)` 1 - mean of f_tilde over levels, in [0, 1]; in `wide` precision
+    distance_input: Tensor  # `(rows,)` mean of i_tilde over levels, likewise
 
 def step_sizes(
     rows: int,                 # of the projected input
@@ -79,16 +80,15 @@ def loop(
 ) -> Run:                              # `output`, last state and distances
     "An ON-LSTM over a batch of sequences, one step after the other. Shen et al. (2019), §4."
     dtype, c = projected.dtype, c.to(wide(projected.dtype))
-    if not len(projected): return Run(projected.new_zeros(0, h.shape[1]), h, c.to(dtype), projected.new_zeros(0), projected.new_zeros(0))
-    order  = -1 if reverse else 1
-    steps  = projected.split(step_sizes(len(projected), len(h), batch_sizes))  # once: an index for each step is slow, see page 140
-    taken  = []
+    if not len(projected): return Run(projected.new_zeros(0, h.shape[1]), h.to(dtype), c.to(dtype), *c.new_zeros(2, 0))
+    order, taken = -1 if reverse else 1, []
+    steps = projected.split(step_sizes(len(projected), len(h), batch_sizes))  # once: to index at each step is slow (page 140)
     for x in steps[::order]:
         step = on_lstm_step(x, h[:len(x)], c[:len(x)], weight_hh, levels, live_top)
         taken.append(step._replace(h=step.h.to(dtype)))
         h, c = _moved(taken[-1].h, h), _moved(step.c, c)
     output, _, f_tilde, i_tilde = (torch.cat(part) for part in zip(*taken[::order]))
-    return Run(output, h, c.to(dtype), (1 - f_tilde.mean(-1)).to(dtype), i_tilde.mean(-1).to(dtype))
+    return Run(output, h, c.to(dtype), 1 - f_tilde.mean(-1), i_tilde.mean(-1))
 
 # %% ../../nbs/1_ordered_neurons/128_recurrence.ipynb #export-engines
 ENGINES = dict(loop='lotterybook.ordered_neurons.recurrence:loop',
@@ -99,12 +99,12 @@ _COMPILERS = [name for name in ('numba', 'triton') if find_spec(name)]  # instal
 
 def find_engine(
     name: str,       # 'auto', or a key of `ENGINES`
-    tensor: Tensor,  # what it will work on: the device and the type decide
+    tensor: Tensor,  # what it will work on: its device decides
 ) -> str:            # a key of `ENGINES`
-    "The engine to use."
-    if name in ENGINES: return name
-    if name != 'auto': raise ValueError(f"engine={name!r} must be one of auto, {', '.join(ENGINES)}")
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None: return 'loop'  # inside torch.func
+    "The engine to use: the one asked for, or the one that fits the device."
+    if checked_name(name, ['auto', *ENGINES], 'engine') != 'auto': return name
+    in_transform = not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    if in_transform: return 'loop'  # of torch.func
     compiler = {'cpu': 'numba', 'cuda': 'triton'}.get(tensor.device.type)
     return compiler if compiler in _COMPILERS else 'loop'
 

@@ -10,6 +10,7 @@ import re
 from typing import NamedTuple
 import torch
 from torch import Tensor
+from ..foundations.arguments import checked_size
 
 # %% ../../nbs/1_ordered_neurons/126_reference.ipynb #export-layer-shapes
 class LayerShape(NamedTuple):
@@ -42,8 +43,7 @@ def layer_shapes(
 
 def _levels(D, chunk_size, l):
     "N of layer `l`, if its cells fill whole chunks."
-    if chunk_size < 1: raise ValueError(f'chunk_size must be at least 1, not {chunk_size}')
-    if D % chunk_size: raise ValueError(f'layer {l} has {D} cells, which chunk_size={chunk_size} does not divide')
+    if D % checked_size(chunk_size, 'chunk_size'): raise ValueError(f'layer {l} has {D} cells, which chunk_size={chunk_size} does not divide')
     return D // chunk_size
 
 def _layer_shape(state_dict, l, chunk_size):

@@ -7,10 +7,11 @@ __all__ = ['BUILDERS', 'forget_distance', 'input_distance', 'tree_from_distances
            'read_distances', 'parse']
 
 # %% ../../nbs/1_ordered_neurons/160_syntactic_distance.ipynb #imports-library
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from math import comb, isnan
 from typing import TYPE_CHECKING, Any
 from torch import Tensor
+from ..foundations.arguments import checked_name, checked_size
 from ..foundations.treebanks import tree_class
 from .text import checked_words
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def input_distance(
 # %% ../../nbs/1_ordered_neurons/160_syntactic_distance.ipynb #export-build
 def _checked(distances: Tensor | Sequence[float], words: Sequence[str]) -> list[float]:
     "Distances as numbers, one per word, or an error."
-    if isinstance(distances, Tensor) and distances.ndim != 1: raise ValueError(f'distances of shape {tuple(distances.shape)}; a tree needs one number a word, shape (words,)')
+    if isinstance(distances, Tensor) and distances.ndim != 1:
+        raise ValueError(f'distances of shape {tuple(distances.shape)}; a tree needs one number a word, shape (words,)')
     numbers = [float(o) for o in (distances.tolist() if isinstance(distances, Tensor) else distances)]
     if not len(checked_words(words)): raise ValueError('an empty sentence has no tree')
     if len(numbers) != len(words): raise ValueError(f'{len(numbers)} distances, but {len(words)} words')
@@ -63,18 +65,13 @@ def tree_from_distances(
     builder: str = 'unbiased',            # or 'released', which leans right
 ) -> 'Tree':                              # binary, label `X`; a sentence of one word is a node with one leaf
     "Cut at the largest distance, and again in both parts. Shen et al. (2019), §5.2; Dyer et al. (2019)."
-    parts, numbers = _builder(builder), _checked(distances, words)
+    parts, numbers = BUILDERS[checked_name(builder, BUILDERS, 'builder')], _checked(distances, words)
     try: tree = _tree(numbers, list(words), parts)
     except RecursionError:
         raise ValueError(f'{len(words)} words give a tree too deep for Python and nltk; parse sentences, not paragraphs') from None
     return tree_class()('X', [tree]) if len(words) == 1 else tree
 
 BUILDERS = dict(unbiased=_unbiased, released=_released)
-
-def _builder(name: str) -> Callable:
-    "A builder by its name, or an error."
-    if name not in BUILDERS: raise ValueError(f'unknown builder {name!r}; known are {", ".join(BUILDERS)}')
-    return BUILDERS[name]
 
 # %% ../../nbs/1_ordered_neurons/160_syntactic_distance.ipynb #export-draw
 def draw_tree(
@@ -106,8 +103,8 @@ def reachable_trees(
     builder: str = 'unbiased',  # or 'released'
 ) -> int:                       # how many binary trees some distances lead to
     "Trees over `n` words that a builder can make; all of them if unbiased. Dyer et al. (2019)."
-    if n < 1: raise ValueError(f'n={n} must be at least 1')
-    if _builder(builder) is _unbiased: return comb(2*n - 2, n - 1)//n
+    checked_size(n, 'n')
+    if checked_name(builder, BUILDERS, 'builder') == 'unbiased': return comb(2*n - 2, n - 1)//n
     r = [0, 1, 1]  # by number of words
     for k in range(3, n + 1): r.append(2*r[-1] + sum(r[i]*r[k - i - 1] for i in range(2, k - 1)))
     return r[n]
@@ -118,7 +115,8 @@ def read_distances(
     words: Sequence[str], # of one sentence
 ) -> Sequence[Tensor]:    # those two
     "What a model gives for a sentence, its shapes checked."
-    if not hasattr(model, 'distances'): raise ValueError(f'a {type(model).__name__} has no method distances(words) that gives two tensors (layers, words)')
+    if not hasattr(model, 'distances'):
+        raise ValueError(f'a {type(model).__name__} has no method distances(words) that gives two tensors (layers, words)')
     both = model.distances(words)
     shapes = [tuple(o.shape) for o in ([both] if isinstance(both, Tensor) else both)]
     if len(shapes) != 2 or any(len(o) != 2 or o[1] != len(words) for o in shapes):
@@ -133,8 +131,8 @@ def parse(
     builder: str = 'unbiased',             # or 'released'
 ) -> list['Tree']:                         # one per sentence
     "Trees from the gates of a language model. Shen et al. (2019), §5.2."
-    if gate not in ('forget', 'input'): raise ValueError(f"unknown gate {gate!r}; known are forget, input")
-    _builder(builder)
+    checked_name(gate, ('forget', 'input'), 'gate')
+    checked_name(builder, BUILDERS, 'builder')
     trees = []
     for k, words in enumerate(sentences):
         if not len(checked_words(words)): raise ValueError(f'sentence {k} is empty')

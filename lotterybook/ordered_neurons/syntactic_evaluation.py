@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 import numpy as np
 import torch
+from ..foundations.arguments import checked_fraction, checked_size
 from ..foundations.randomness import rng
 from .small_grammar import LEXICON
 
@@ -25,7 +26,8 @@ def pairings(
 ) -> dict[str, list[tuple[str, str]]]:    # what is compared -> (should be likelier, should be less likely)
     "The pairs of sentences to compare. Marvin and Linzen (2018)."
     if not items: raise ValueError(f'{construction}: no items')
-    if texts := [o for o in items if isinstance(o, str)]: raise ValueError(f'{construction}: an item is a tuple of sentences, not the text {texts[0]!r}')
+    if texts := [o for o in items if isinstance(o, str)]:
+        raise ValueError(f'{construction}: an item is a tuple of sentences, not the text {texts[0]!r}')
     sizes = {len(o) for o in items}
     if len(sizes) != 1 or not sizes <= set(_PAIRINGS):
         raise ValueError(f'{construction}: items are all pairs or all triples of sentences, not of sizes {sorted(sizes)}')
@@ -40,8 +42,9 @@ def score_sentences(
     batch_size: int = 256,     # sentences a call
 ) -> dict[str, float]:         # nats by sentence; each distinct sentence is asked for once
     "Log-probability of every sentence."
-    if batch_size < 1: raise ValueError(f'batch_size={batch_size} must be 1 or more')
-    if hasattr(model, 'log_prob'): raise ValueError(f'a {type(model).__name__} is no function from sentences to log-probabilities; give its method, model.log_prob')
+    checked_size(batch_size, 'batch_size')
+    if hasattr(model, 'log_prob'):
+        raise ValueError(f'a {type(model).__name__} is no function from sentences to log-probabilities; give its method, model.log_prob')
     distinct = sorted(dict.fromkeys(sentences), key=lambda o: len(o.split()))
     scores = []
     for i in range(0, len(distinct), batch_size):
@@ -105,7 +108,7 @@ def word_interval(
 ) -> tuple[float, float, float]:       # accuracy, lower end, upper end, in [0, 1]
     "Accuracy and its interval over the choice of words. After Cameron, Gelbach and Miller (2011), Wilson (1927)."
     if len(right) != len(pairs) or not len(right): raise ValueError(f'{len(right)} answers for {len(pairs)} pairs; one each, and one at least')
-    if not 0 < confidence < 1: raise ValueError(f'confidence={confidence} must lie between 0 and 1')
+    checked_fraction(confidence, 'confidence')
     from scipy.stats import norm, t
     y = np.asarray(right, float)
     if not np.isin(y, (0, 1)).all(): raise ValueError(f'an answer is right or wrong, True or False, not {y[~np.isin(y, (0, 1))][0]}')
@@ -130,7 +133,7 @@ def evaluate(
     unknown: str = 'refuse',               # 'refuse', 'skip', or the word that stands for unknown ones
     ending: str = '',                      # words put after every sentence
     batch_size: int = 256,                 # sentences a call
-) -> list[dict]:                           # rows: construction, pairing; pairs, ties: counts; covered, accuracy, low, high: in [0, 1], the last three None where no pair is covered
+) -> list[dict]:                           # rows: construction, pairing, pairs, ties; covered, accuracy, low, high: in [0, 1], the last three None if none is covered
     "Accuracy on every construction; ties count as wrong. Marvin and Linzen (2018)."
     asked = []
     for construction, _, paired in _constructions(suite):
@@ -202,7 +205,8 @@ def as_paper_rows(
     "The constructions joined into the rows of the paper's table. Shen et al. (2019), §5.3."
     placed = {o for names in PAPER_ROWS.values() for o in names}
     if strange := sorted(set(suite) - placed): raise ValueError(f'constructions that are in no row of the paper: {", ".join(strange)}')
-    rows = {row: {f'{name}, {case}': items for name in names if name in suite for case, items in suite[name].items()} for row, names in PAPER_ROWS.items()}
+    rows = {row: {f'{name}, {case}': items for name in names if name in suite for case, items in suite[name].items()}
+            for row, names in PAPER_ROWS.items()}
     return {row: cases for row, cases in rows.items() if cases}
 
 # %% ../../nbs/1_ordered_neurons/180_syntactic_evaluation.ipynb #export-small
@@ -244,7 +248,7 @@ def small_suite(
     n: int = 40,    # items drawn for each subcase; repeated ones are dropped
 ) -> dict:          # construction -> subcase -> items, as in the suite of Marvin and Linzen
     "Pairs and triples in the words of the small grammar."
-    if n < 1: raise ValueError(f'n={n}: a subcase needs an item')
+    checked_size(n, 'n')
     stream = rng(seed, 'small suite')
     def pick(words): return words[int(torch.randint(len(words), (), generator=stream))]
     suite = {}

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
+from ..foundations.arguments import checked_size
 
 # %% ../../nbs/1_ordered_neurons/146_text.ipynb #export-vocabulary
 EOS, UNK = '<eos>', '<unk>'
@@ -39,6 +40,7 @@ class Vocabulary:
         min_count: int = 1,          # a word seen less often is `<unk>`
     ) -> 'Vocabulary':               # with `<eos>`; with `<unk>` if the text has it, or `min_count` needs it
         "The vocabulary of a text."
+        checked_size(min_count, 'min_count')
         counts = Counter(word for line in map(checked_words, lines) for word in [*line, EOS])
         if not counts: raise ValueError('the text has no lines')
         kept = [w for w, n in counts.items() if n >= min_count or w in (EOS, UNK)]
@@ -61,15 +63,15 @@ class Vocabulary:
 
     def encode(
         self,
-        words: Iterable[str],  # of one line
+        words: Sequence[str],  # of one line
     ) -> list[int]:            # their numbers
         "Numbers of words."
-        other = self.ids.get(UNK)
+        words, other = checked_words(words), self.ids.get(UNK)
         if other is not None: return [self.ids.get(word, other) for word in words]
         try: return [self.ids[word] for word in words]
         except KeyError as e:
             raise ValueError(f'the vocabulary has no word {e.args[0]!r}, and no {UNK} to stand for it; '
-                             'build it with min_count=2, or from more text') from None
+                             'build it with a larger min_count, so that rare words become <unk>, or from more text') from None
 
 # %% ../../nbs/1_ordered_neurons/146_text.ipynb #export-columns
 def stream(
@@ -77,8 +79,9 @@ def stream(
     vocabulary: Vocabulary,      # numbers them
 ) -> Tensor:                     # `(tokens,)` int64, `<eos>` after each line
     "A text as one row of numbers."
+    if EOS not in vocabulary: raise ValueError(f'the vocabulary has no {EOS}, which ends each line; build it with Vocabulary.of')
     end = vocabulary.ids[EOS]
-    return torch.tensor([i for line in map(checked_words, lines) for i in (*vocabulary.encode(line), end)], dtype=torch.long)
+    return torch.tensor([i for line in lines for i in (*vocabulary.encode(line), end)], dtype=torch.long)
 
 def in_columns(
     tokens: Tensor,   # `(tokens,)`
@@ -86,7 +89,7 @@ def in_columns(
     name: str = '',   # of the text, for the complaint: 'training'
 ) -> Tensor:          # `(tokens // batch_size, batch_size)`; each column is a stretch of the text
     "A stream cut into equal pieces, side by side."
-    if batch_size < 1: raise ValueError(f'batch_size={batch_size} must be at least 1')
+    checked_size(batch_size, 'batch_size')
     steps = len(tokens)//batch_size
     if steps < 2:
         raise ValueError(f'the {name or "given"} text has {len(tokens)} tokens; {batch_size} columns need {2*batch_size} at least: take more text'
@@ -100,7 +103,7 @@ def windows(
     generator: torch.Generator | None = None, # draws the lengths; None: all windows have `length` steps
 ) -> list[tuple[int, int]]:              # first row and number of steps of each window
     "Where to cut. Inputs are the rows of a window, targets the rows one further. Merity et al. (2018), §5."
-    if length < 1: raise ValueError(f'windows need a length of at least 1, not {length}')
+    checked_size(length, 'length')
     if rows < 2: raise ValueError(f'{rows} rows hold no input with its target')
     cuts, start = [], 0
     while start < rows - 1:

@@ -14,12 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from ..foundations.arguments import checked_fraction, checked_name, checked_size
 from ..foundations.files import write_atomically
-from ..foundations.randomness import kept_generators
+
 from ..foundations.training import evaluating
-from .lstm import lstm_distances
+from .lstm import LSTMWeights, gate_distances
 from .on_lstm import ONLSTM
-from .recurrent_dropout import checked_share, drop_connect, locked_dropout
+from .recurrent_dropout import SCALINGS, drop_connect, locked_dropout
 from .text import EOS, Vocabulary, checked_words
 
 # %% ../../nbs/1_ordered_neurons/147_word_model.ipynb #export-word-dropout
@@ -29,7 +30,7 @@ def word_dropout(
     training: bool = True,  # otherwise `weight` comes back
 ) -> Tensor:                # same shape
     "An embedding matrix without some of its words. Merity et al. (2018), §4.3."
-    if not checked_share(p, 'dropout_words') or not training: return weight
+    if not checked_fraction(p, 'dropout_words', zero=True) or not training: return weight
     return weight*weight.new_empty(len(weight), 1).bernoulli_(1 - p).div_(1 - p)
 
 # %% ../../nbs/1_ordered_neurons/147_word_model.ipynb #export-lstm-stack
@@ -44,8 +45,9 @@ class LSTMStack(nn.Module):
         weight_dropout_scaling: str = 'inverted', # or 'released'
     ):
         super().__init__()
-        self.dropout, self.weight_dropout = checked_share(dropout, 'dropout'), checked_share(weight_dropout, 'weight_dropout')
-        self.weight_dropout_scaling = weight_dropout_scaling
+        self.dropout = checked_fraction(dropout, 'dropout', zero=True)
+        self.weight_dropout = checked_fraction(weight_dropout, 'weight_dropout', zero=True)
+        self.weight_dropout_scaling = checked_name(weight_dropout_scaling, SCALINGS, 'weight_dropout_scaling')
         self.layers = nn.ModuleList(nn.LSTM(a, b) for a, b in zip([input_size, *hidden_size], hidden_size))
 
     def forward(
@@ -58,13 +60,15 @@ class LSTMStack(nn.Module):
         states, distances = [], []
         for l, layer in enumerate(self.layers):
             if l: x = locked_dropout(x, self.dropout, self.training)
-            state = tuple(x.new_zeros(1, x.shape[1], layer.hidden_size) for _ in range(2)) if hx is None else (hx[0][l], hx[1][l])
-            if return_distances: distances.append(lstm_distances(layer, x, state))
+            h, c = x.new_zeros(2, 1, x.shape[1], layer.hidden_size) if hx is None else (hx[0][l], hx[1][l])
             U = drop_connect(layer.weight_hh_l0, self.weight_dropout, self.training, self.weight_dropout_scaling)
-            x, *state = torch.lstm(x, state, (layer.weight_ih_l0, U, layer.bias_ih_l0, layer.bias_hh_l0), True, 1, 0., self.training, False, False)
+            W, b, b_h = layer.weight_ih_l0, layer.bias_ih_l0, layer.bias_hh_l0
+            output, *state = torch.lstm(x, (h, c), (W, U, b, b_h), True, 1, 0., self.training, False, False)
+            if return_distances: distances.append(gate_distances(x, torch.cat([h, output[:-1]]), LSTMWeights(W, U, b + b_h)))
+            x = output
             states.append(state)
         out = x, tuple(zip(*states))
-        return (*out, tuple(torch.cat(part) for part in zip(*distances))) if return_distances else out
+        return (*out, tuple(torch.stack(part) for part in zip(*distances))) if return_distances else out
 
 # %% ../../nbs/1_ordered_neurons/147_word_model.ipynb #export-model
 class Window(NamedTuple):
@@ -91,16 +95,20 @@ class LanguageModel(nn.Module):
         weight_dropout_scaling: str = 'inverted', # or 'released', see page 124
     ):
         super().__init__()
-        if encoder not in ('on_lstm', 'lstm'): raise ValueError(f"encoder={encoder!r} must be 'on_lstm' or 'lstm'")
-        self.settings = dict(encoder=encoder, embedding=embedding, hidden=list(hidden), chunk_size=chunk_size, dropout_words=dropout_words,
-                             dropout_input=dropout_input, dropout_layers=dropout_layers, dropout_output=dropout_output, weight_dropout=weight_dropout, weight_dropout_scaling=weight_dropout_scaling)
-        for name in ('dropout_words', 'dropout_input', 'dropout_layers', 'dropout_output', 'weight_dropout'): checked_share(self.settings[name], name)
+        checked_name(encoder, ('on_lstm', 'lstm'), 'encoder')
+        if EOS not in vocabulary: raise ValueError(f'the vocabulary has no {EOS}, which ends each line; build it with Vocabulary.of')
+        rates = dict(dropout_words=dropout_words, dropout_input=dropout_input, dropout_layers=dropout_layers,
+                     dropout_output=dropout_output, weight_dropout=weight_dropout)
+        for name, rate in rates.items(): checked_fraction(rate, name, zero=True)
+        self.settings = dict(encoder=encoder, embedding=embedding, hidden=list(hidden), chunk_size=chunk_size, **rates,
+                             weight_dropout_scaling=weight_dropout_scaling)
         self.vocabulary = vocabulary
         self.embedding = nn.Parameter(torch.empty(len(vocabulary), embedding).uniform_(-.1, .1))
         self.bias = nn.Parameter(torch.zeros(len(vocabulary)))
-        sizes, drops = [*hidden, embedding], dict(dropout=dropout_layers, weight_dropout=weight_dropout, weight_dropout_scaling=weight_dropout_scaling)
-        if not hidden: drops['dropout'] = 0.  # nothing between one layer and itself
-        self.encoder = LSTMStack(embedding, sizes, **drops) if encoder == 'lstm' else ONLSTM(embedding, sizes, chunk_size=chunk_size, locked=True, **drops)
+        between = dropout_layers if hidden else 0.  # nothing between one layer and itself
+        drops = dict(dropout=between, weight_dropout=weight_dropout, weight_dropout_scaling=weight_dropout_scaling)
+        if encoder == 'lstm': self.encoder = LSTMStack(embedding, [*hidden, embedding], **drops)
+        else: self.encoder = ONLSTM(embedding, [*hidden, embedding], chunk_size=chunk_size, locked=True, **drops)
 
     def forward(
         self,
@@ -128,7 +136,7 @@ class LanguageModel(nn.Module):
         words: Sequence[str],      # of one sentence
     ) -> tuple[Tensor, Tensor]:    # forget and input, each `(layers, words)`
         "How far each word reaches, read from a fresh state after `<eos>`; dropout is off. Shen et al. (2019), released code."
-        ids = torch.tensor(self.vocabulary.encode([EOS, *words]), device=self.bias.device)
+        ids = torch.tensor(self.vocabulary.encode([EOS, *checked_words(words)]), device=self.bias.device)
         with evaluating(self): forget, write = self(ids[:, None], return_distances=True).distances
         return forget[:, 1:, 0], write[:, 1:, 0]
 
@@ -139,7 +147,7 @@ class LanguageModel(nn.Module):
         batch_size: int = 256,               # sentences at once, at most: fewer where the vocabulary is large
     ) -> list[float]:                        # nats, of all words and the `<eos>` after them
         "Log-probability of sentences, each from a fresh state after `<eos>`; dropout is off."
-        if batch_size < 1: raise ValueError(f'batch_size={batch_size} must be at least 1')
+        checked_size(batch_size, 'batch_size')
         for sentence in sentences: checked_words(sentence)
         end, order, out = self.vocabulary.ids[EOS], sorted(range(len(sentences)), key=lambda i: -len(sentences[i])), {}
         with evaluating(self):
@@ -199,6 +207,6 @@ def load_language_model(
         with safe_open(path, 'pt') as f: about, weights = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except SafetensorError as e: raise ValueError(f'{path} is no safetensors file, or damaged ({e})') from e
     if not {'settings', 'words'} <= about.keys(): raise ValueError(f'{path} holds tensors, but no language model of this book')
-    with kept_generators(): model = LanguageModel(Vocabulary(json.loads(about['words'])), **json.loads(about['settings']))
-    model.load_state_dict(weights)
+    with torch.device('meta'): model = LanguageModel(Vocabulary(json.loads(about['words'])), **json.loads(about['settings']))  # no weights are drawn
+    model.load_state_dict(weights, assign=True)  # in their own precision
     return model.eval()
