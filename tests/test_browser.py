@@ -1,4 +1,4 @@
-"A page with a slider in a real JupyterLab in a real browser: all cells run, the slider moves, the picture changes."
+"A real JupyterLab in a real browser: all cells of a page run, its slider moves, the picture changes; every formula of the book is set."
 import json, os, re, secrets, shutil, socket, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,3 +106,24 @@ def test_slider_moves_the_picture(notebook, lab, chromium):
         handle.focus(); page.keyboard.press('ArrowRight'); page.wait_for_function(changed, arg=second) # and by the keyboard
         values.append(readout.inner_text())
     assert len(set(values)) == 3, values
+
+wrong = r'''() => [...document.querySelectorAll('.jp-Notebook mjx-container')]
+    .filter(o => o.querySelector('mjx-merror, [data-mjx-error], [style*="red"], [mathcolor="red"]'))
+    .map(o => o.closest('.jp-Cell').innerText.slice(0, 200))'''
+
+def test_formulas_are_set(lab, chromium):
+    "All formulas of the book in one page; two broken ones at its end show that a broken one is seen"
+    folder, base, token = lab
+    cells = [c for o in find_pages(folder=root/'nbs') for c in json.loads(o.read_text(encoding='utf-8'))['cells']
+             if c['cell_type'] == 'markdown' and '$' in ''.join(c['source'])]
+    broken = [dict(cell_type='markdown', id=f'broken-{k}', metadata={}, source=o) for k, o in enumerate((r'$\frac{1}$ one', r'$\nosuch$ two'))]
+    for k, c in enumerate(cells): c['id'] = f'cell-{k}'
+    book = dict(cells=cells + broken, metadata={}, nbformat=4, nbformat_minor=5)
+    (folder/'formulas.ipynb').write_text(json.dumps(book), encoding='utf-8')
+    with browser_page(chromium) as page:
+        page.goto(f'{base}/lab/tree/formulas.ipynb?token={token}&reset')
+        page.wait_for_function(f"document.querySelectorAll('.jp-Notebook .jp-Cell').length == {len(book['cells'])}")
+        page.wait_for_function("[...document.querySelectorAll('.jp-Cell')].at(-1).querySelector('mjx-container')")
+        seen, count = page.evaluate(wrong), page.locator('.jp-Notebook mjx-container').count()
+    assert count > 800, count
+    assert [o.split()[-1] for o in seen] == ['one', 'two'], seen
