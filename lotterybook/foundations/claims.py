@@ -9,7 +9,7 @@ __all__ = ['verdict', 'compare', 'decide', 'verdict_table']
 import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
-from .arguments import checked_name
+from .arguments import checked_name, checked_size
 from .results import mean_interval, table
 if TYPE_CHECKING: from IPython.display import Markdown
 
@@ -66,6 +66,7 @@ def decide(
     least: int = 5,           # with fewer units there is no interval, and a claim stays undecided
 ) -> list[dict]:              # the claims, each with n, mean, low, high and verdict
     "The verdict on each claim, by the 95 % t interval over the units."
+    checked_size(least, 'least', least=2)  # an interval needs two
     def decided(claim):
         "A claim with its verdict."
         values = compare(rows, claim, unit).values()

@@ -18,5 +18,5 @@ def cumax(
     if not x.is_floating_point():
         raise ValueError(f'logits must be floating point, not a {x.type()}; call .float() first')
     if not temperature > 0: raise ValueError(f'temperature must be above 0, not {temperature}')
-    if temperature != 1: x = (x - x.detach().amax(dim, keepdim=True)) / temperature  # the largest is 0: a cold one cannot overflow
+    if temperature != 1 and x.numel(): x = (x - x.detach().amax(dim, keepdim=True)) / temperature  # the largest is 0: a cold one cannot overflow
     return x.softmax(dim).cumsum(dim)

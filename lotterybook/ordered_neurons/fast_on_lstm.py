@@ -258,7 +258,8 @@ def operation(
     on_lstm_backward.register_fake(_shapes_backward)
     def back(ctx, *d):
         "Gradients of the inputs."
-        return *on_lstm_backward(*_arrived(ctx, d), *ctx.saved_tensors, ctx.reverse), None, None, None
+        saved = ctx.saved_tensors  # read once: checkpointing forbids a second time
+        return *on_lstm_backward(*_arrived(saved, d), *saved, ctx.reverse), None, None, None
     on_lstm.register_autograd(back, setup_context=_keep)
     return on_lstm, on_lstm_backward
 
@@ -279,9 +280,9 @@ def _keep(ctx, inputs, output) -> None:
     ctx.save_for_backward(output[5], output[6], output[0], weight_hh, h_0, batch_sizes)
     ctx.set_materialize_grads(False)  # no zeros for gates and old cells, which have no gradient: they are the largest tensors here
 
-def _arrived(ctx, d) -> list[Tensor]:
+def _arrived(saved: tuple, d: tuple) -> list[Tensor]:
     "The gradients that reached the five outputs of a run; zeros where an output was not used."
-    gates, _, output, _, h_0, _ = ctx.saved_tensors
+    gates, _, output, _, h_0, _ = saved
     return [torch.zeros_like(like) if o is None else o for o, like in zip(d, (output, h_0, h_0, gates[:, 0], gates[:, 0]))]
 
 OPERATIONS = operation('on_lstm', 'cpu', RowKernels(_forward_rows, _backward_rows, Tensor.numpy))

@@ -98,7 +98,7 @@ def lm_settings(
     for name in ('batch_size', 'length', 'epochs', 'patience', 'embedding'): checked_size(settings[name], name)
     for name in ('learning_rate', 'clip', 'weight_decay', 'ar', 'tar'):
         value, least = settings[name], 'at least 0' if name in ('weight_decay', 'ar', 'tar') else 'above 0'
-        number = isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < math.inf  # and no NaN
+        number = isinstance(value, Real) and not isinstance(value, bool) and 0 <= value and (value < math.inf or name == 'clip')  # and no NaN
         if not number or (not value and least == 'above 0'): raise ValueError(f'{name}={value!r} must be a number {least}')
     if not isinstance(settings['hidden'], (list, tuple)):
         raise ValueError(f"hidden={settings['hidden']!r} must be a list of sizes, one for each layer before the last")

@@ -197,15 +197,15 @@ def length_distribution(
     return np.array([0., *(o[0, t.start] for o in _inside([sum(t.words.values())] * max_words, t))])
 
 def log_prob(
-    lines: Sequence[Sequence[str]], # sentences, as words without end marks, at most 200 each
+    lines: Sequence[Sequence[str]], # sentences, as words without end marks, at most 180 each
     pcfg: 'PCFG | None' = None,     # the source; None for the small grammar
 ) -> list[float]:                   # nats, one a sentence; -inf for what the grammar cannot say
     "Exact log-probability of sentences, summed over their trees. Baker (1979)."
     t = _tables(pcfg or grammar())
     if unknown := sorted({o for line in lines for o in line if o not in t.words}):
         raise ValueError(f'words that the grammar does not have: {", ".join(map(repr, unknown[:10]))}')
-    if (longest := max(map(len, lines), default=0)) > 200:
-        raise ValueError(f'a line has {longest} words: beyond 200 its probability may be too small for a float')
+    if (longest := max(map(len, lines), default=0)) > 180:
+        raise ValueError(f'a line has {longest} words: beyond 180 its probability may be too small for a float')
     def total(line): return _inside([t.words[o] for o in line], t)[-1][0, t.start] if len(line) else 0.
     return [math.log(p) if (p := total(line)) else -math.inf for line in lines]
 

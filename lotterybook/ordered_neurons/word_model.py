@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ..foundations.arguments import checked_fraction, checked_name, checked_size
 from ..foundations.files import write_atomically
-
 from ..foundations.training import evaluating
 from .lstm import LSTMWeights, gate_distances
 from .on_lstm import ONLSTM
@@ -204,7 +203,7 @@ def load_language_model(
     "Read a model."
     from safetensors import SafetensorError, safe_open
     try:
-        with safe_open(path, 'pt') as f: about, weights = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+        with safe_open(path, 'pt') as f: about, weights = f.metadata() or {}, {k: f.get_tensor(k).clone() for k in f.keys()}  # the file may change
     except SafetensorError as e: raise ValueError(f'{path} is no safetensors file, or damaged ({e})') from e
     if not {'settings', 'words'} <= about.keys(): raise ValueError(f'{path} holds tensors, but no language model of this book')
     with torch.device('meta'): model = LanguageModel(Vocabulary(json.loads(about['words'])), **json.loads(about['settings']))  # no weights are drawn
