@@ -41,8 +41,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'lotterybook/foundations/data.py'),
                                               'lotterybook.foundations.data._gathered': ( '0_foundations/data.html#_gathered',
                                                                                           'lotterybook/foundations/data.py'),
-                                              'lotterybook.foundations.data._known': ( '0_foundations/data.html#_known',
-                                                                                       'lotterybook/foundations/data.py'),
                                               'lotterybook.foundations.data.fetch': ( '0_foundations/data.html#fetch',
                                                                                       'lotterybook/foundations/data.py'),
                                               'lotterybook.foundations.data.from_dataset': ( '0_foundations/data.html#from_dataset',

@@ -121,17 +121,12 @@ CHECKSUMS = {name: o.checksums for name, o in FILES.items()}
 CLASSIFICATION = ('digits', *_PICTURE_FILES)   # what `load` gives as `Splits`
 DATASETS = (*CLASSIFICATION, *LANGUAGE_FILES)  # what `load` knows
 
-def _known(name: str) -> str:
-    "`name`, if it is a data set of ours."
-    checked_name(name, DATASETS, 'data set')
-    return name
-
 def fetch(
     name: str,                         # one of `DATASETS`
     folder: str | Path | None = None,  # where to look first; default `LOTTERYBOOK_DATA`
 ) -> dict[str, Path]:                  # where each file is, by its public name; nothing for embedded data
     "Make sure that a data set's files are here and whole."
-    return {} if _known(name) == 'digits' else fetch_files(FILES[name], folder)
+    return {} if checked_name(name, DATASETS, 'data set') == 'digits' else fetch_files(FILES[name], folder)
 
 # %% ../../nbs/0_foundations/030_data.ipynb #export-idx
 def read_idx(
@@ -163,7 +158,7 @@ def load(
     folder: str | Path | None = None,  # where the files are; default `LOTTERYBOOK_DATA`, else the cache
 ) -> Any:                              # `Splits`, inputs `(n, 1, height, width)` in [0, 1]; for language see `load_language`
     "A data set by name. The idx sets split 55,000 / 5,000 / 10,000. Frankle & Carbin (2019), appendix."
-    if _known(name) == 'digits': return _digits(seed)
+    if checked_name(name, DATASETS, 'data set') == 'digits': return _digits(seed)
     if name in LANGUAGE_FILES: return load_language(name, folder)
     files = fetch(name, folder)
     def part(which):
