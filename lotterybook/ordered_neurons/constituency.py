@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from ..foundations.arguments import checked_name
 from ..foundations.treebanks import tree_class
+from .syntactic_distance import within_depth
 from .text import checked_words
 if TYPE_CHECKING: from nltk import Tree
 
@@ -52,6 +53,8 @@ CONVENTIONS = dict(
 
 def _pairs(pred: Sequence['Tree'], gold: Sequence['Tree'], same_words: bool) -> list[tuple[int, 'Tree', 'Tree']]:
     "Number of words, found tree and gold tree of each sentence, or an error."
+    if isinstance(pred, tree_class()) or isinstance(gold, tree_class()): # a tree of nltk is a list: its parts would be taken for sentences
+        raise ValueError('lists of trees are compared, not one tree; write [tree]')
     if len(pred) != len(gold): raise ValueError(f'{len(pred)} trees found, but {len(gold)} gold trees')
     words = [(p.leaves(), g.leaves()) for p, g in zip(pred, gold)]
     for k, (p, g) in enumerate(words):
@@ -99,10 +102,12 @@ def split_tree(
     Tree = tree_class()
     def build(start, end):
         "The tree of some of the words."
-        if end - start == 1: return words[start]
-        cut = start + left(end - start)
-        return Tree('X', [build(start, cut), build(cut, end)])
-    return build(0, len(words)) if len(words) > 1 else Tree('X', list(words))
+        n = end - start
+        if n == 1: return words[start]
+        cut = left(n)
+        if not 0 < cut < n: raise ValueError(f'{cut} of {n} words to the left; each part needs one')
+        return Tree('X', [build(start, start + cut), build(start + cut, end)])
+    return within_depth(lambda: build(0, len(words)), words) if len(words) > 1 else Tree('X', list(words))
 
 BASELINES = dict(  # words in the left part, of n
     right    = lambda n, generator: 1,
