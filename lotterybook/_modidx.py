@@ -613,6 +613,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                                  'lotterybook/ordered_neurons/propositional_logic.py'),
                                                                  'lotterybook.ordered_neurons.propositional_logic._is_word': ( '1_ordered_neurons/propositional_logic.html#_is_word',
                                                                                                                                'lotterybook/ordered_neurons/propositional_logic.py'),
+                                                                 'lotterybook.ordered_neurons.propositional_logic._related': ( '1_ordered_neurons/propositional_logic.html#_related',
+                                                                                                                               'lotterybook/ordered_neurons/propositional_logic.py'),
                                                                  'lotterybook.ordered_neurons.propositional_logic._words': ( '1_ordered_neurons/propositional_logic.html#_words',
                                                                                                                              'lotterybook/ordered_neurons/propositional_logic.py'),
                                                                  'lotterybook.ordered_neurons.propositional_logic.by_operators': ( '1_ordered_neurons/propositional_logic.html#by_operators',

@@ -100,7 +100,10 @@ def relation(
     parsed = postfix(left), postfix(right)
     variables = sorted({token for o in parsed for token in o} - set(OPERATORS))
     x, y = (_evaluated(o, variables) for o in parsed)
-    every, _ = _columns(len(variables))
+    return _related(x, y, _columns(len(variables))[0])
+
+def _related(x: int, y: int, every: int) -> str:
+    "The relation of two truth tables; `every` is the one that is always true."
     fits = x == y, not x & ~y, not y & ~x, x == every ^ y, not x & y, x | y == every, True
     return RELATIONS[fits.index(True)]
 
@@ -131,6 +134,7 @@ def generate_pairs(
     variables = _words(variables)
     for name, size in {'n': n, 'per_pair': per_pair, 'len(variables)': len(variables)}.items(): checked_size(size, name)
     checked_size(depth, 'depth', least=0)
+    if max_operators is not None: checked_size(max_operators, 'max_operators', least=0)
     draw, pairs, misses = Random(rng(seed, 'pairs of formulas').initial_seed()), {}, 0
     most = float('inf') if max_operators is None else max_operators
     while len(pairs) < n:

@@ -28,6 +28,8 @@ def pairings(
     if not items: raise ValueError(f'{construction}: no items')
     if texts := [o for o in items if isinstance(o, str)]:
         raise ValueError(f'{construction}: an item is a tuple of sentences, not the text {texts[0]!r}')
+    if odd := [s for o in items for s in o if not isinstance(s, str)]:
+        raise ValueError(f'{construction}: a sentence is a text, words with spaces between them, not {odd[0]!r}')
     sizes = {len(o) for o in items}
     if len(sizes) != 1 or not sizes <= set(_PAIRINGS):
         raise ValueError(f'{construction}: items are all pairs or all triples of sentences, not of sizes {sorted(sizes)}')
@@ -79,6 +81,8 @@ def coverage(
 
 def _constructions(suite: dict) -> list[tuple]:
     "Each construction: its name, all items, subcases joined, and their pairings; or an error that names it."
+    if flat := [name for name, cases in suite.items() if not isinstance(cases, dict)]:
+        raise ValueError(f'{flat[0]}: a construction is a dictionary, subcase -> items, not {type(suite[flat[0]]).__name__}')
     joined = {name: [o for case in cases.values() for o in case] for name, cases in suite.items()}
     return [(name, items, pairings(items, name)) for name, items in joined.items()]
 
@@ -98,8 +102,8 @@ def _readable(pairs: list[tuple[str, str]], vocabulary: Collection[str] | None, 
 # %% ../../nbs/1_ordered_neurons/180_syntactic_evaluation.ipynb #export-interval
 def _words(pair: tuple[str, str]) -> set:
     "The words of a pair, number ignored; those that tell its sentences apart are one."
-    a, b = (set(o.split()) for o in pair)
-    return {o.removesuffix('s') for o in a & b} | {frozenset(a ^ b)}
+    a, b = (Counter(o.split()) for o in pair)
+    return {o.removesuffix('s') for o in a & b} | {frozenset((a - b) + (b - a))}
 
 def word_interval(
     right: Sequence[bool],             # (pairs,) was the right sentence likelier?
