@@ -10,6 +10,7 @@ The file is whole: `weights`, `x`, `state` and `loss_weights` go in; `from_zero`
 import json, math
 from pathlib import Path
 import pytest, torch
+from lotterybook.ordered_neurons.on_lstm import ONLSTM
 from lotterybook.ordered_neurons.reference import example_state_dict, naive_on_lstm, sines
 
 file  = Path(__file__).with_name('reference_on_lstm.json')
@@ -91,5 +92,22 @@ def test_record_feels_every_weight(recorded):
                 if columns and key.endswith('hh.weight'): want |= dead
                 if columns and l and key.endswith('ih.0.weight'): want |= torch.arange(sizes[l]) >= sizes[l] - chunk_size
                 assert torch.equal(g.abs() < 1e-13, want), (start, key)
+
+@pytest.mark.parametrize('engine', ['loop', 'numba'])
+@pytest.mark.parametrize('start', ['from_zero', 'from_state'])
+def test_the_layer_gives_the_recorded_numbers(recorded, engine, start):
+    net   = ONLSTM.from_reference(tensors(recorded['weights']), chunk_size, engine=engine)
+    x     = tensors(recorded['x']).requires_grad_()
+    state = [[o[None].requires_grad_() for o in tensors(recorded['state'][k])] for k in 'hc'] if start == 'from_state' else None
+    output, (h, c), distances = net(x, state, return_distances=True)
+    run   = dict(zip(parts, (output, [o[0] for o in h], [o[0] for o in c], *distances)))
+    for part in parts: same(lists(run[part]), recorded[start][part], part, 1e-10)
+    weights = tensors(recorded['loss_weights'])
+    sum((w * o).sum() for part in parts for w, o in zip(each(weights[part]), each(run[part]), strict=True)).backward()
+    grads = recorded[start]['gradients']
+    same(x.grad.tolist(), grads['x'], 'x', 1e-10)
+    if state: same([[o.grad[0].tolist() for o in layers] for layers in state], [grads['state'][k] for k in 'hc'], 'state', 1e-10)
+    for o in net.parameters(): o.data = o.grad # `to_reference` brings them into the released order
+    same(lists(net.to_reference()), grads['weights'], 'weights', 1e-10)
 
 if __name__ == '__main__': file.write_text(json.dumps(record()) + '\n', encoding='utf-8')

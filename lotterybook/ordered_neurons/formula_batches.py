@@ -70,7 +70,7 @@ def encode_pairs(
 # %% ../../nbs/1_ordered_neurons/188_formula_batches.ipynb #export-batches
 def batches(
     data: Encoded,      # pairs
-    batch_size: int,    # pairs; the last batch of a pool may have fewer
+    batch_size: int,    # pairs; the last batch of the last pool may have fewer
     seed: int,          # the replicate
     epoch: int,         # from 0
     pool: int = 50,     # batches that are sorted by length together

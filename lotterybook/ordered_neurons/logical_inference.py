@@ -137,7 +137,7 @@ def train_classifier(
     opt = optimizer(model.parameters(), lr=rate(0))
     rates, options = [rate(o) for o in (0, total//2, total - 1)], {k: v for k, v in opt.defaults.items() if k != 'lr'}
     settings = dict(epochs=epochs, batch_size=batch_size, rates=rates, clip=clip, seed=seed, optimizer=str(options), model=str(model))
-    mark = fingerprint(settings, weights=model.state_dict().values(), pairs=[*train]) if checkpoint else {}
+    mark = fingerprint(settings, weights=model.state_dict().values(), pairs=[*train], validation=[*validation]) if checkpoint else {}
     run = dict(fingerprint=mark, rows=[])
     with kept_generators(), progress_bar(epochs, progress, unit='epoch') as bar:
         seed_everything(seed, 'training')
@@ -153,7 +153,7 @@ def train_classifier(
 def wilson(
     right: int,      # successes
     n: int,          # trials, 1 at least
-    z: float = 1.96, # standard deviations; 1.96 covers 95 %
+    z: float = 1.96, # standard deviations; 1.96: about 95 %
 ) -> tuple[float, float]: # lower and upper end, in [0, 1]
     "The interval of a share. Wilson (1927)."
     if not 0 <= right <= n or n < 1: raise ValueError(f'{right} right of {n} is no share')

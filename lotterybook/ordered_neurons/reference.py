@@ -81,6 +81,7 @@ def example_state_dict(
     dtype: torch.dtype = torch.float64, # of all weights
 ) -> dict[str, Tensor]:                 # in the released layout, weights from a formula
     "Weights of a stack of layers that depend on nothing but sizes: `sines`, over √(fan in)/2. Our choice."
+    if len(sizes) < 2: raise ValueError(f'sizes={sizes} must be an input and one layer at least')
     weights, n = {}, 1
     for l, (input_size, D) in enumerate(zip(sizes, sizes[1:])):
         rows = LayerShape(input_size, D, _levels(D, chunk_size, l)).rows
