@@ -30,6 +30,10 @@ def lists(o):
 
 def each(o): return [o] if isinstance(o, torch.Tensor) else list(o)
 
+def scalar(run, loss_weights):
+    "All that a run gave, each number times its weight, added up: what is differentiated"
+    return sum((w * o).sum() for part in parts for w, o in zip(each(loss_weights[part]), each(run[part]), strict=True))
+
 def inputs():
     "Everything that goes in, by formula"
     layers = list(enumerate(sizes[1:]))
@@ -49,7 +53,7 @@ def outputs(weights, x, state, loss_weights):
     if state: leaves['state'] = {key: [leaf(o) for o in layers] for key, layers in state.items()}
     given   = (leaves['state']['h'], leaves['state']['c']) if state else None
     run     = naive_on_lstm(leaves['weights'], leaves['x'], chunk_size, given)
-    loss    = sum((w * o).sum() for part in parts for w, o in zip(each(loss_weights[part]), each(getattr(run, part)), strict=True))
+    loss    = scalar(run._asdict(), loss_weights)
     loss.backward()
     grads   = dict(weights={key: w.grad for key, w in leaves['weights'].items()}, x=leaves['x'].grad)
     if state: grads['state'] = {key: [o.grad for o in layers] for key, layers in leaves['state'].items()}
@@ -102,8 +106,7 @@ def test_the_layer_gives_the_recorded_numbers(recorded, engine, start):
     output, (h, c), distances = net(x, state, return_distances=True)
     run   = dict(zip(parts, (output, [o[0] for o in h], [o[0] for o in c], *distances)))
     for part in parts: same(lists(run[part]), recorded[start][part], part, 1e-10)
-    weights = tensors(recorded['loss_weights'])
-    sum((w * o).sum() for part in parts for w, o in zip(each(weights[part]), each(run[part]), strict=True)).backward()
+    scalar(run, tensors(recorded['loss_weights'])).backward()
     grads = recorded[start]['gradients']
     same(x.grad.tolist(), grads['x'], 'x', 1e-10)
     if state: same([[o.grad[0].tolist() for o in layers] for layers in state], [grads['state'][k] for k in 'hc'], 'state', 1e-10)
