@@ -6,7 +6,7 @@
 __all__ = ['flushed_denormals', 'FusedAdam']
 
 # %% ../../nbs/0_foundations/048_fast_steps.ipynb #export-imports
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
@@ -25,50 +25,45 @@ def _as_it_lies(t: Tensor) -> Tensor:
     "All numbers of a tensor in a row, in the order of memory; no copy."
     return t.as_strided((t.numel(),), (1,))
 
-def _checked_weight(p: Tensor) -> Tensor:
-    "`p`, if its numbers fill their place in memory without gaps."
-    if not isinstance(p, Tensor):
-        raise ValueError(f'FusedAdam takes weights, not groups of them ({type(p).__name__}); use torch.optim.Adam for groups')
-    if torch.empty_like(p, device='meta').stride() == p.stride(): return p  # PyTorch keeps strides where there are no gaps
+def _check_gaps(p: Tensor) -> None:
+    "Raise a `ValueError` unless the numbers of a weight fill their place in memory."
+    if torch.empty_like(p, device='meta').stride() == p.stride(): return  # PyTorch keeps strides where there are no gaps
     raise ValueError(f'a weight of shape {tuple(p.shape)} and strides {p.stride()} has gaps in memory; make it .contiguous()')
+
+def _check_alike(p: Tensor, moments: Iterable[Tensor]) -> None:
+    "Raise a `ValueError` unless what is remembered of a weight lies in memory as the weight does."
+    if all(m.stride() == p.stride() for m in moments): return
+    raise ValueError(f'a weight of shape {tuple(p.shape)} now lies otherwise in memory than the moments that Adam '
+                     'remembers of it; make a new optimizer after changing the layout')
 
 class FusedAdam(torch.optim.Adam):
     "Adam in one pass over memory, however the weights lie in it. Kingma & Ba (2015), algorithm 1."
     def __init__(
         self,
-        params: Iterable[nn.Parameter], # weights, not groups
-        lr: float = 1.2e-3,             # Frankle & Carbin (2019), figure 2, for LeNet-300-100
+        params: Iterable[nn.Parameter] | Iterable[dict], # weights, or groups of them
+        lr: float = 1.2e-3,   # Frankle & Carbin (2019), figure 2, for LeNet-300-100
+        **options: object,    # of `torch.optim.Adam`
     ):
-        self.rows = [(p, nn.Parameter(_as_it_lies(_checked_weight(p).detach()))) for p in params]
-        super().__init__([row for _, row in self.rows], lr=lr, fused=True)
+        super().__init__(params, lr=lr, fused=True, **options)
 
     def zero_grad(
         self,
         set_to_none: bool = True, # they always are
     ) -> None:
         "Forget all gradients."
-        for p, row in self.rows: p.grad = row.grad = None
+        for group in self.param_groups:
+            for p in group['params']: p.grad = None
 
-    def step(
-        self,
-        closure: Callable | None = None, # computes loss and gradients anew
-    ) -> Tensor | None:                  # what `closure` returns
-        "One step along the gradients of the weights."
-        loss = None
-        if closure is not None:
-            with torch.enable_grad(): loss = closure()
-        for p, row in self.rows:
-            if p.data_ptr() != row.data_ptr(): row.data = _as_it_lies(p.detach())  # its `.data` was replaced
-            if p.grad is None: row.grad = None; continue
-            grad = p.grad if p.grad.stride() == p.stride() else torch.empty_like(p).copy_(p.grad)
-            row.grad = _as_it_lies(grad)
-        super().step()
-        return loss
-
-    def moments(
-        self,
-        p: nn.Parameter,  # a weight that it trains
-    ) -> list[Tensor]:    # the means of its gradient and of the squares, in its shape; no copies
-        "What is remembered of a weight; nothing before its first step."
-        return [kept.as_strided(p.shape, p.stride()) for own, row in self.rows if own is p
-                for kept in self.state.get(row, {}).values() if kept.shape == row.shape]  # not the count of steps
+    def _init_group(self, group, params, grads, *state):
+        "PyTorch gathers the tensors of a group here; they are handed over as they lie."
+        for p in group['params']:
+            if p not in self.state: _check_gaps(p)
+        answer  = super()._init_group(group, params, grads, *state)
+        moments = [m for m in state[:-1] if m]  # the last holds the counts of steps
+        def lies_straight(i): return params[i].is_contiguous() and grads[i].is_contiguous() and moments[0][i].is_contiguous()
+        for i in [i for i in range(len(params)) if not lies_straight(i)]:
+            p, g = params[i], grads[i]
+            _check_alike(p, [m[i] for m in moments])
+            grads[i] = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+            for tensors in (params, grads, *moments): tensors[i] = _as_it_lies(tensors[i])
+        return answer

@@ -9,11 +9,12 @@ __all__ = ['NETWORKS', 'glorot_normal_', 'lenet', 'batchnorm_mlp', 'build']
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Generator, nn
 from .arguments import checked_name
 from .data import Splits
-from .randomness import rng
+from .randomness import random_stream
 from .sparse_inputs import SparseInputLinear
 
 # %% ../../nbs/0_foundations/040_networks.ipynb #export-glorot
@@ -30,9 +31,9 @@ def glorot_normal_(
             if layer.bias is not None: layer.bias.zero_()
     return net
 
-def _init_stream(seed: int | None) -> Generator | None:
-    "The stream of initial weights; None leaves it to PyTorch's global generator."
-    return None if seed is None else rng(seed, 'init')
+def _init_stream(seed: int | None) -> AbstractContextManager:
+    "A block in which a replicate's initial weights are drawn, the same as in a search; None leaves it to the global generator."
+    return nullcontext() if seed is None else random_stream(seed, 'init')
 
 # %% ../../nbs/0_foundations/040_networks.ipynb #export-lenet
 def lenet(
@@ -41,11 +42,12 @@ def lenet(
     seed: int | None = None,  # draws the weights; None: PyTorch's global generator
 ) -> nn.Sequential:           # (batch, ...) -> (batch, classes) logits
     "LeNet-300-100, Glorot normal, zero bias. LeCun et al. (1998); Frankle & Carbin (2019), figure 2."
-    return glorot_normal_(nn.Sequential(OrderedDict(
-        flatten=nn.Flatten(),
-        layer1=SparseInputLinear(inputs, 300), relu1=nn.ReLU(),
-        layer2=nn.Linear(300, 100), relu2=nn.ReLU(),
-        output=nn.Linear(100, classes))), _init_stream(seed))
+    with _init_stream(seed):
+        return glorot_normal_(nn.Sequential(OrderedDict(
+            flatten=nn.Flatten(),
+            layer1=SparseInputLinear(inputs, 300), relu1=nn.ReLU(),
+            layer2=nn.Linear(300, 100), relu2=nn.ReLU(),
+            output=nn.Linear(100, classes))))
 
 # %% ../../nbs/0_foundations/040_networks.ipynb #export-batchnorm
 def batchnorm_mlp(
@@ -56,12 +58,13 @@ def batchnorm_mlp(
     seed: int | None = None,             # draws the weights; None: PyTorch's global generator
 ) -> nn.Sequential:                      # (batch, ...) -> (batch, classes) logits
     "Linear, batch norm, ReLU, repeated; Glorot normal. Norm scales start at ½ as in You et al. (2020)."
-    layers = OrderedDict(flatten=nn.Flatten())
-    for k, (before, width) in enumerate(zip((inputs, *widths), widths), 1):
-        layers |= {f'layer{k}': nn.Linear(before, width, bias=False), f'norm{k}': nn.BatchNorm1d(width), f'relu{k}': nn.ReLU()}
-        nn.init.constant_(layers[f'norm{k}'].weight, gamma)
-    layers['output'] = nn.Linear(widths[-1], classes)
-    return glorot_normal_(nn.Sequential(layers), _init_stream(seed))
+    with _init_stream(seed):
+        layers = OrderedDict(flatten=nn.Flatten())
+        for k, (before, width) in enumerate(zip((inputs, *widths), widths), 1):
+            layers |= {f'layer{k}': nn.Linear(before, width, bias=False), f'norm{k}': nn.BatchNorm1d(width), f'relu{k}': nn.ReLU()}
+            nn.init.constant_(layers[f'norm{k}'].weight, gamma)
+        layers['output'] = nn.Linear(widths[-1], classes)
+        return glorot_normal_(nn.Sequential(layers))
 
 # %% ../../nbs/0_foundations/040_networks.ipynb #export-build
 NETWORKS: dict[str, Callable[..., nn.Module]] = {'lenet': lenet, 'batchnorm_mlp': batchnorm_mlp}

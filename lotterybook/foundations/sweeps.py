@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from .arguments import checked_size
 from .files import make_folder, write_atomically
-from .training import progress_bar
+from .progress import progress_bar
 
 # %% ../../nbs/0_foundations/060_sweeps.ipynb #export-name
 def run_name(
