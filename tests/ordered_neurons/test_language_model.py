@@ -1,0 +1,74 @@
+"`fit_lm`: interrupted anywhere, averaged, refused."
+import math
+import pytest, torch
+from lotterybook.ordered_neurons import language_model
+from lotterybook.ordered_neurons.language_model import fit_lm, mean_nats
+from lotterybook.ordered_neurons.small_grammar import as_corpus
+from lotterybook.ordered_neurons.text import in_columns, stream
+from lotterybook.ordered_neurons.word_model import load_language_model
+
+corpus = as_corpus(400, validation=100, test=100, max_words=40)
+tiny = dict(embedding=20, hidden=[20], chunk_size=1, epochs=3, learning_rate=20., dropout_input=0., dropout_layers=.2, dropout_output=0.,
+            weight_dropout=.2, ar=0., tar=0., length=35, batch_size=10)
+fast = dict(tiny, epochs=5, learning_rate=150., patience=1) # too fast to settle: from epoch 4 on, weights are averaged
+
+class Stopped(Exception): pass
+
+def told(fit): return [{k: v for k, v in r.items() if k not in ('seconds', 'words')} for r in fit.rows], fit.test_nats
+
+def fit(folder=None, **changes): return fit_lm(corpus, 'small', 0, folder, progress=False, **fast | changes)
+
+@pytest.fixture(scope='module')
+def through(): return fit()
+
+def stopped_at(monkeypatch, k, folder):
+    "A training that gives up at its k-th window"
+    seen, window_loss = [], language_model.window_loss
+    def window(*args):
+        seen.append(args[0].training)
+        if sum(seen) == k: raise Stopped
+        return window_loss(*args)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(language_model, 'window_loss', window)
+        fit(folder)
+
+def test_interrupted_inside_epochs(monkeypatch, tmp_path, through):
+    monkeypatch.setattr(language_model, 'SAVE_EVERY', 3)
+    for k in (8, 57): stopped_at(monkeypatch, k, tmp_path) # in the first epoch, and in the last
+    kept = torch.load(tmp_path/'state.pt', weights_only=True)['run']
+    assert len(kept['rows']) == 4 and 0 < kept['step'] - kept['extra']['begin'] and 'average' in kept['extra']
+    assert told(fit(tmp_path)) == told(through)
+
+def test_after_epoch_sees_what_was_validated_and_has_no_effect(tmp_path, through):
+    def looks(model, epoch):
+        seen = mean_nats(model, in_columns(stream(corpus.validation, model.vocabulary), 10), 35)
+        torch.rand(7); model.train()
+        return dict(words=seen)
+    before = torch.get_rng_state()
+    slow = fit(tmp_path, after_epoch=looks)
+    last = load_language_model(tmp_path/'epoch=5.safetensors')
+    assert torch.get_rng_state().equal(before) and told(slow) == told(through)
+    assert all(r['words'] == r['validation_nats'] for r in slow.rows)
+    assert mean_nats(last, in_columns(stream(corpus.validation, last.vocabulary), 10), 35) == slow.rows[-1]['validation_nats']
+    assert slow.rows[-1]['averaged'] and not slow.rows[0]['averaged']
+    first = next(r['epoch'] for r in slow.rows if r['averaged'])
+    assert slow.rows[first - 1]['validation_nats'] < slow.rows[first - 2]['validation_nats'] # and is better right away
+
+@pytest.mark.parametrize('wrong, why', [
+    (dict(preset='large'), "unknown preset 'large'; known are ptb_paper, small"), (dict(lr=1.), 'unknown setting lr; there are encoder'),
+    (dict(epochs=0), 'epochs=0'), (dict(epochs=1.5), 'epochs=1.5'), (dict(ar=-5), 'ar=-5'), (dict(hidden=8), 'hidden=8'),
+    *[(dict(learning_rate=o), f'learning_rate={o!r} must be a number above 0') for o in (math.nan, math.inf, None, True, '30', 0, -1.)]])
+def test_wrong_settings(wrong, why):
+    with pytest.raises(ValueError) as e: fit_lm(corpus, **wrong, progress=False)
+    assert why in str(e.value)
+
+def test_wrong_texts():
+    def fails(why, **texts):
+        with pytest.raises(ValueError) as e: fit_lm(corpus._replace(**texts), progress=False)
+        assert why in str(e.value)
+    with pytest.raises(ValueError, match='the test text has 4 tokens'): fit_lm(corpus._replace(test=[['a']]*2), min_count=2, progress=False)
+    fails('the training text has 6 tokens; 20 columns need 40', train=[['a']]*3, validation=[['a']]*20, test=[['a']]*20)
+    fails("no word 'zebra'", validation=[['zebra']]*20)
+
+def test_diverging():
+    with pytest.raises(FloatingPointError, match='Try a smaller learning'): fit(learning_rate=1e30, clip=math.inf, epochs=1)
