@@ -6,67 +6,41 @@
 __all__ = ['revived', 'keep_pruned']
 
 # %% ../../nbs/2_pruning/240_masked_training.ipynb #export-imports
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-import torch
-from torch import Tensor, nn
+from functools import partial
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook as after_any_step
 from torch.optim.optimizer import register_optimizer_step_pre_hook as before_any_step
-from .masks import apply_masks, check_masks
+from ..foundations.running import Held, Masks
 
 # %% ../../nbs/2_pruning/240_masked_training.ipynb #export-revived
 def revived(
-    net: nn.Module,           # after some training
-    masks: dict[str, Tensor], # bool, True is kept
-) -> dict[str, int]:          # pruned weights of each layer that are not zero
+    net: nn.Module,    # after some training
+    masks: Masks,      # bool, True is kept
+) -> dict[str, int]:   # pruned weights of each layer that are not zero
     "Count the pruned weights that have come back: there should be none."
-    check_masks(masks, net)
-    params = dict(net.named_parameters())
-    return {name: int((params[name].detach()[~mask.to(params[name].device)] != 0).sum())
-            for name, mask in masks.items()}
-
-# %% ../../nbs/2_pruning/240_masked_training.ipynb #export-clear-moments
-def _clear_moments(
-    optimizer: Optimizer,       # its state is changed in place
-    gone: dict[Tensor, Tensor], # parameter -> bool, True is pruned
-) -> None:
-    "Zero momentum and Adam's moments where weights are pruned."
-    for p, where in gone.items():
-        if hasattr(optimizer, 'moments'): memory = optimizer.moments(p)  # kept elsewhere (FusedAdam, page 048)
-        else: memory = optimizer.state.get(p, {}).values()
-        for value in memory:
-            if isinstance(value, Tensor) and value.shape == p.shape:     # not Adam's step counter
-                value.masked_fill_(where.to(value.device), 0)
+    return dict.fromkeys(masks, 0) | Held(net, masks).revived()
 
 # %% ../../nbs/2_pruning/240_masked_training.ipynb #export-keep-pruned
 @contextmanager
 def keep_pruned(
     net: nn.Module,                     # trained by the loop inside `with`
-    masks: dict[str, Tensor],           # bool, True is kept
+    masks: Masks,                       # bool, True is kept
     optimizer: Optimizer | None = None, # the one that trains it; None: any that steps inside
 ) -> Iterator[nn.Module]:               # `net`
     "Hold pruned weights at zero in any loop: through momentum, weight decay and clipping."
-    apply_masks(net, masks)
-    params = dict(net.named_parameters())
-    gone, met = {params[name]: ~mask for name, mask in masks.items()}, []
-    def where(p):                       # moved once, when the weight is first met on its device
-        if gone[p].device != p.device: gone[p] = gone[p].to(p.device)
-        return gone[p]
-    def mask_gradient(p): p.grad.masked_fill_(where(p), 0)
+    held, met = Held(net, masks), []
+    held.zero()
+    def mask_gradient(i, p): held.zero_gradients([i])
+    def mask_weights(*_): held.zero()
     def meet(opt, *_):                  # its memory may be older than the masks
-        if not any(opt is other for other in met): met.append(opt); _clear_moments(opt, gone)
-    @torch.no_grad()
-    def mask_weights(*_):
-        for p in gone: p.masked_fill_(where(p), 0)
-    hooks = [p.register_post_accumulate_grad_hook(mask_gradient) for p in gone if p.requires_grad]
+        if not any(opt is other for other in met): met.append(opt); held.zero_memory(opt)
+    hooks = [p.register_post_accumulate_grad_hook(partial(mask_gradient, i)) for i, p in enumerate(held.weights) if p.requires_grad]
     if optimizer is None: hooks += [before_any_step(meet), after_any_step(mask_weights)]
     else: meet(optimizer); hooks.append(optimizer.register_step_post_hook(mask_weights))
     try: yield net
     finally:
         for hook in hooks: hook.remove()
-    back = sum(revived(net, masks).values())
-    apply_masks(net, masks)
-    if back: warnings.warn(f'{back} pruned weights were moved by other means than an optimizer '
-                           'step; they are zero again', stacklevel=3)
+    held.check()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from ..foundations.files import write_atomically
 from ..pruning.masks import check_masks, from_torch_prune, to_torch_prune
-from .one_shot import check_fit, rewind, snapshot
+from .rewinding import check_fit, rewind, snapshot
 
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-ticket
 class _Parts(NamedTuple):
