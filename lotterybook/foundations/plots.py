@@ -10,17 +10,18 @@ __all__ = ['OKABE_ITO', 'METHODS', 'Method', 'style', 'use_style', 'label_end', 
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+from zlib import crc32
 import numpy as np
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from .files import write_atomically
+if TYPE_CHECKING:  # matplotlib is imported by what draws
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/0_foundations/010_plots.ipynb #export-colours
 OKABE_ITO = dict(black='#000000', orange='#E69F00', sky='#56B4E9', green='#009E73',
                  yellow='#F0E442', blue='#0072B2', vermilion='#D55E00', purple='#CC79A7')
+_CYCLE = [OKABE_ITO[c] for c in 'blue vermilion green orange purple sky black'.split()]
 
 # %% ../../nbs/0_foundations/010_plots.ipynb #export-methods
 class Method(NamedTuple):
@@ -40,31 +41,31 @@ METHODS = dict(
 
 # %% ../../nbs/0_foundations/010_plots.ipynb #export-style
 def style(
-    name: str, # a key of `METHODS`
-    **kw,      # anything else for matplotlib; wins over the method's own
-) -> dict:     # colour, marker, label and `kw`, ready for `ax.plot(x, y, **style(...))`
-    "The colour, marker and label of a method."
-    if name not in METHODS:
-        raise ValueError(f'no method named {name!r}; METHODS has {", ".join(METHODS)}')
-    return METHODS[name]._asdict() | kw
+    method: str | Method, # a key of `METHODS`, a look of your own, or any label
+    **kw,                 # anything else for matplotlib; wins over the method's own
+) -> dict:                # colour, marker, label and `kw`, ready for `ax.plot(x, y, **style(...))`
+    "The colour, marker and label of a method; a label that is not in the table always gets the same colour."
+    if isinstance(method, str):
+        code   = crc32(method.encode())
+        method = METHODS.get(method) or Method(_CYCLE[code % len(_CYCLE)], 'os^Dv*X'[code % 7], method)
+    return method._asdict() | kw
 
 # %% ../../nbs/0_foundations/010_plots.ipynb #export-use-style
-_CYCLE = [OKABE_ITO[c] for c in 'blue vermilion green orange purple sky black'.split()]
 _RC = {'figure.figsize': (6, 3.2), 'figure.dpi': 100, 'savefig.dpi': 100,
        'figure.facecolor': 'white', 'figure.constrained_layout.use': True,
        'font.size': 9, 'axes.titlesize': 10, 'axes.titlelocation': 'left', 'axes.titleweight': 'bold',
        'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True,
        'grid.color': '#dddddd', 'grid.linewidth': .6, 'legend.frameon': False,
-       'lines.linewidth': 1.6, 'lines.markersize': 5, 'image.cmap': 'cividis',
-       'axes.prop_cycle': mpl.cycler(color=_CYCLE)}
+       'lines.linewidth': 1.6, 'lines.markersize': 5, 'image.cmap': 'cividis'}
 
 def use_style() -> None:
     "Make every figure of this process six inches wide, at 100 dpi, in the book's colours."
-    mpl.rcParams.update(_RC)
+    import matplotlib
+    matplotlib.rcParams.update(_RC, **{'axes.prop_cycle': matplotlib.cycler(color=_CYCLE)})
 
 # %% ../../nbs/0_foundations/010_plots.ipynb #export-label-end
 def label_end(
-    ax: Axes,         # where the line was drawn
+    ax: 'Axes',         # where the line was drawn
     x: Sequence,      # (n,) as given to `ax.plot`, or one number
     y: Sequence,      # (n,) or one number; NaN where nothing was measured
     text: str,        # what the line is
@@ -98,7 +99,7 @@ def _spread(
     return [places[i] for i in range(len(heights))]
 
 def label_ends(
-    ax: Axes,                              # drawn, with its limits as they stay
+    ax: 'Axes',                              # drawn, with its limits as they stay
     ends: Sequence[tuple[float, str, str]],# height (data), text, colour of each line
     gap: float = 11,                       # points between labels
 ) -> None:
@@ -111,25 +112,24 @@ def label_ends(
                     textcoords='offset points', color=color, va='center', annotation_clip=False)
 
 # %% ../../nbs/0_foundations/010_plots.ipynb #export-remaining-axis
-class _RemainingLocator(LogLocator):
+def _remaining_locator():
     "Ticks at 1, 2 and 5 of each decade; at every digit where less than half a decade is seen."
-    def tick_values(
-        self,
-        vmin: float,  # the ends of the axis
-        vmax: float,
-    ) -> np.ndarray:  # places
-        "Where ticks stand."
-        low, high = sorted((vmin, vmax))  # an inverted axis names its ends the other way round
-        self.set_params(subs=(1, 2, 5) if high > 3*low else range(1, 10))
-        return super().tick_values(low, high)
+    from matplotlib.ticker import LogLocator
+    class Locator(LogLocator):
+        def tick_values(self, vmin, vmax):
+            low, high = sorted((vmin, vmax))  # an inverted axis names its ends the other way round
+            self.set_params(subs=(1, 2, 5) if high > 3*low else range(1, 10))
+            return super().tick_values(low, high)
+    return Locator()
 
 def remaining_axis(
-    ax: Axes, # its x values are fractions in (0, 1]
+    ax: 'Axes', # its x values are fractions in (0, 1]
 ) -> None:
     "Weights remaining along x: percent, log scale, 100 % at the left. Frankle & Carbin (2019)."
+    from matplotlib.ticker import FuncFormatter, NullLocator
     ax.set_xscale('log')
     ax.xaxis.set_inverted(True)
-    ax.xaxis.set_major_locator(_RemainingLocator())
+    ax.xaxis.set_major_locator(_remaining_locator())
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{100 * v:.3g}'))
     ax.set_xlabel('weights remaining (%)')
@@ -156,10 +156,10 @@ def _seeds_by_x(ys, x):
     return ys
 
 def curve(
-    ax: Axes,             # where to draw
+    ax: 'Axes',             # where to draw
     x: Sequence,          # (x,) shared by all seeds
     ys: Sequence,         # (seeds, x), NaN where not measured; or (x,) for one seed
-    method: str,          # a key of `METHODS`
+    method: str | Method, # a key of `METHODS`, a look of your own, or any label
     end: bool = True,     # write the label at the end of the line?
     **kw,                 # for the bold line, such as `label`; `dy` shifts the end label (points)
 ) -> np.ndarray:          # (x,) the mean over seeds, NaN where there are fewer than five
@@ -183,7 +183,7 @@ def _any_mean(ys):
 
 # %% ../../nbs/0_foundations/010_plots.ipynb #export-caption
 def caption(
-    fig: Figure,       # gets the sentence at its foot
+    fig: 'Figure',       # gets the sentence at its foot
     seeds: int,        # how many there are
     more: str = '',    # anything to add
 ) -> str:              # the sentence
@@ -196,20 +196,20 @@ def caption(
 
 # %% ../../nbs/0_foundations/010_plots.ipynb #export-baseline
 def baseline(
-    ax: Axes,              # where to draw
+    ax: 'Axes',              # where to draw
     y: float,              # the level, in the units of the axis
-    method: str = 'dense', # a key of `METHODS`
+    method: str | Method = 'dense', # as for `curve`
     text: str | None = None, # the words on the line; `None` takes the method's label
 ) -> None:
     "A dashed level across the axis with its name on it."
-    look = METHODS[method] if method in METHODS else style(method)
+    look = Method(**style(method))
     ax.axhline(y, color=look.color, ls='--', lw=1)
     ax.annotate(look.label if text is None else text, (1, y), xycoords=('axes fraction', 'data'),
                 xytext=(-2, 2), textcoords='offset points', color=look.color, va='bottom', ha='right', fontsize=8)
 
 # %% ../../nbs/0_foundations/010_plots.ipynb #export-save-picture
 def save_picture(
-    fig: Figure,       # any matplotlib figure
+    fig: 'Figure',       # any matplotlib figure
     path: str | Path,  # ends in `.png`; missing folders are made
 ) -> Path:             # where it lies
     "Write a figure as PNG, whole or not at all; until then an older picture stays."

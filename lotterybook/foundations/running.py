@@ -8,6 +8,7 @@ __all__ = ['Masks', 'Objective', 'Batches', 'check_masks', 'Held', 'Run', 'Hook'
 # %% ../../nbs/0_foundations/042_running.ipynb #export-imports
 from collections.abc import Callable, Collection, Iterable, Iterator
 from copy import deepcopy
+from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -126,6 +127,7 @@ class Run:
         self.rows:  list[dict] = []                        # what hooks measured, plain values
         self.extra: dict = {}                              # what hooks and objectives remember
         self.batch, self.loss = None, None                 # of the step under way, for hooks
+        self.file: Path | None = None                      # where its state may be kept, if a search has a folder
         if optimizer and not {id(p) for g in optimizer.param_groups for p in g['params']} & {*map(id, net.parameters())}:
             raise ValueError("the optimizer has none of the network's weights; make it from net.parameters()")
         self.set_masks(masks or {})

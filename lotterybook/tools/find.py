@@ -32,7 +32,7 @@ def find(
     workers = os.cpu_count() or 1 if workers is None else checked_size(workers, 'workers')
     settings = search_settings(data, net, rounds, **settings)
     fetch(data)  # missing or damaged files are told here, not by a worker
-    plan = search_plan(rounds, range(seed, seed + seeds), conditions or CONDITIONS[:5], control_rounds)
+    plan = search_plan(rounds, range(seed, seed + seeds), conditions or tuple(CONDITIONS)[:5], control_rounds)
     out = Path(out)
     done = len(finished_runs(out, plan))
     def say():
@@ -54,23 +54,24 @@ def find(
 def _tell(out: Path, settings: dict) -> list[dict]:
     "Write the table of all runs that a folder has, and beside it where it comes from; its rows."
     import json
+    from lotterybook.foundations.fast_steps import flushed_denormals
     from lotterybook.foundations.files import write_atomically
     from lotterybook.foundations.results import provenance, write_rows
-    from lotterybook.tickets.replicates import finished_runs, row
+    from lotterybook.tickets.replicates import finished_runs, table_row
     runs = finished_runs(out)
-    about = dict(settings, seconds=sum(r['seconds'] for r in runs), flushed_denormals=all(r.get('flushed_denormals', False) for r in runs))
+    with flushed_denormals() as flushed: about = dict(settings, seconds=sum(r['seconds'] for r in runs), flushed_denormals=flushed)
     write_atomically(out/'rows.json', json.dumps(about | provenance(settings['device']), indent=1) + '\n')
-    rows = [row(r) for r in runs]
+    rows = [table_row(r) for r in runs]
     write_rows(out/'rows.csv', rows)
     return rows
 
 def _up_to_date(out: Path) -> bool:
     "Do table and picture tell of all runs that a folder has?"
     from lotterybook.foundations.results import read_rows
-    from lotterybook.tickets.replicates import finished_runs, row
+    from lotterybook.tickets.replicates import finished_runs, table_row
     table, picture = out/'rows.csv', out/'curve.png'
     if not (table.exists() and picture.exists()): return False
-    return read_rows(table) == [row(r) for r in finished_runs(out)] and picture.stat().st_mtime_ns >= table.stat().st_mtime_ns
+    return read_rows(table) == [table_row(r) for r in finished_runs(out)] and picture.stat().st_mtime_ns >= table.stat().st_mtime_ns
 
 def _draw(rows: list[dict], out: Path) -> None:
     "The picture of a search."
