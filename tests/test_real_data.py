@@ -146,7 +146,7 @@ def test_treebank_from_its_files(trees, real_data, tmp_path, monkeypatch):
     "A folder of .mrg files gives what the zip gives, and NLTK's own reader the same words"
     import nltk, re, zipfile
     from nltk.corpus.reader import BracketParseCorpusReader
-    from lotterybook.foundations.treebanks import WORD_TAGS, read_trees
+    from lotterybook.foundations.language_data import WORD_TAGS, read_trees
     with zipfile.ZipFile(real_data/'nltk_data'/'corpora'/'treebank.zip') as z: z.extractall(tmp_path)
     assert read_trees(tmp_path/'treebank') == trees
     monkeypatch.setattr(nltk.data, 'path', [str(tmp_path)]) # it reads below these only
@@ -167,7 +167,7 @@ def test_logic_and_syntax(real_data):
 def test_other_forms(real_data, tmp_path):
     "What the public has as plain files is as good as what this folder has packed, and a damaged form is named"
     from lotterybook.foundations.data import FILES, load
-    from lotterybook.foundations.downloads import read_files
+    from lotterybook.foundations.files import read_files
     for name in ('wikitext_2', 'propositional_logic', 'syntactic_evaluation'):
         home = tmp_path/FILES[name].folder
         home.mkdir()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 import torch
 from ..foundations.arguments import checked_name
-from ..foundations.treebanks import tree_class
+from ..foundations.language_data import tree_class
 from .syntactic_distance import within_depth
 from .text import checked_words
 if TYPE_CHECKING: from nltk import Tree

@@ -13,7 +13,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from ..foundations.arguments import checked_name, checked_size
-from ..foundations.treebanks import tree_class
+from ..foundations.language_data import tree_class
 from .text import checked_words
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -90,7 +90,7 @@ def full_masks(
     return {name: torch.ones_like(params[name], dtype=torch.bool) for name in names}
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-check
-_all_ = ['check_masks']  # of page 042, where masks are held
+_all_ = ['check_masks']  # of page 742, where masks are held
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-counts
 def kept(

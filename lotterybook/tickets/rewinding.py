@@ -12,7 +12,7 @@ from ..foundations.checkpoints import snapshot
 from ..pruning.masks import apply_masks
 
 # %% ../../nbs/3_tickets/300_rewinding.ipynb #export-snapshot
-_all_ = ['snapshot']  # of page 045: copies of weights and buffers by name, on the CPU
+_all_ = ['snapshot']  # of page 745: copies of weights and buffers by name, on the CPU
 
 # %% ../../nbs/3_tickets/300_rewinding.ipynb #export-fit
 def check_fit(

@@ -5,7 +5,7 @@ from pathlib import Path
 from zlib import crc32
 import pytest, torch
 from torch import nn
-from kills import Kill, killed_and_resumed, same
+from kills import Kill, same
 from lotterybook.foundations import files
 from lotterybook.foundations.checkpoints import (
     advance_kept, checksum, load_run, save_run, snapshot)
@@ -123,11 +123,13 @@ def test_damaged(file):
         file.write_bytes(whole[:start] + b'\xff'*300 + whole[start + 300:])
         refused(file, 'is not the state of a run, or is damaged')
 
-@pytest.mark.parametrize('content', [b'lotterybook', json.dumps(dict(run={}, settings={})).encode(),
-                                     pickle.dumps(dict(run={}, settings=settings)), b'PK\x03\x04' + b'\0'*99])
-def test_files_of_others(content, file):
-    "Text, JSON, a pickle, an archive."
-    file.write_bytes(content)
+others = dict(text=b'lotterybook', json=json.dumps(dict(run={}, settings={})).encode(),
+              pickle=pickle.dumps(dict(run={}, settings=settings), 2), archive=b'PK\x03\x04' + b'\0'*99)
+
+@pytest.mark.parametrize('kind', others)
+def test_files_of_others(kind, file):
+    "Files that PyTorch did not write."
+    file.write_bytes(others[kind])
     refused(file, 'is not the state of a run, or is damaged')
 
 @pytest.mark.parametrize('content', [torch.ones(2), {}, [1], dict(weight=torch.ones(2)), dict(run={}),
@@ -216,7 +218,7 @@ def test_killed_at_every_step(step, tmp_path):
         assert same(killed_once(kill, tmp_path/moment), whole)
 
 def killed_once(kill, file):
-    "As `killed_and_resumed`, where the kill may come before the first write."
+    "The state after a kill, which may come before the first write."
     with pytest.raises(KeyboardInterrupt): do(beginning(), file, [kill])
     return do(beginning(seed=1) if file.exists() else beginning(), file).state_dict()
 
@@ -244,9 +246,9 @@ def test_a_finished_run(tmp_path):
     "It is written at its end, also between two writes; the same call only reads it."
     done = do(beginning(), tmp_path/'run').state_dict()
     assert done['step'] == 12 and torch.load(tmp_path/'run')['run']['step'] == 12
-    (tmp_path/'run').chmod(0o444)
-    never = [Kill(step, 'on_gradient') for step in range(12)]
+    never, when = [Kill(step, 'on_gradient') for step in range(12)], (tmp_path/'run').stat().st_mtime_ns
     assert same(do(beginning(seed=1), tmp_path/'run', never).state_dict(), done)
+    assert (tmp_path/'run').stat().st_mtime_ns == when
 
 def test_steps_of_a_state(tmp_path):
     "Writes stand at multiples of `every`, wherever the run begins."

@@ -4,12 +4,13 @@ import pytest
 from lotterybook.foundations.progress import progress_bar
 
 @pytest.fixture(autouse=True)
-def watched(monkeypatch): monkeypatch.delenv('TQDM_DISABLE', raising=False)  # conftest.py sets it
+def watched(monkeypatch):
+    monkeypatch.delenv('TQDM_DISABLE', raising=False)  # conftest.py sets it, and tqdm read it: hence `disable`
 
 def test_a_bar():
     "Of tqdm, with its options; closed at the end."
     out = StringIO()
-    with progress_bar(7, file=out, unit='round', initial=2) as bar:
+    with progress_bar(7, file=out, disable=False, unit='round', initial=2) as bar:
         assert (bar.n, bar.total, bar.unit) == (2, 7, 'round')
         bar.update(5)
     assert '7/7' in out.getvalue() and bar.disable  # tqdm's mark of a closed bar
