@@ -61,7 +61,7 @@ def test_syntactic_suite(syntax):
 
 def test_syntactic_suite_in_ptb_words(syntax, real_data):
     "What page 180 says of a model with the vocabulary of the Penn Treebank's text"
-    from lotterybook.ordered_neurons.syntactic_evaluation import coverage, evaluate
+    from lotterybook.ordered_neurons.syntactic_evaluation import coverage, evaluate_suite
     vocabulary = set((real_data/'ptb'/'ptb.train.txt').read_text(encoding='utf-8').split())
     words = {w for cases in syntax.values() for case in cases.values() for item in case for o in item for w in o.split()}
     assert (len(words), len(words - vocabulary)) == (161, 30)
@@ -69,8 +69,8 @@ def test_syntactic_suite_in_ptb_words(syntax, real_data):
     assert all(abs(1000*share[name] - o) <= .5 for name, (_, o) in SYNTAX_COVERED.items())
     small = {name: syntax[name] for name in ('simple_agrmt', 'simple_npi_anim')}
     letters = lambda lines: [-float(sum(map(len, o))) for o in lines] # prefers the shorter verb: right for plurals
-    with pytest.raises(ValueError, match='does not know'): evaluate(letters, small, vocabulary)
-    done = {unknown: evaluate(letters, small, vocabulary, unknown)[0] for unknown in ('skip', '<unk>')}
+    with pytest.raises(ValueError, match='does not know'): evaluate_suite(letters, small, vocabulary)
+    done = {unknown: evaluate_suite(letters, small, vocabulary, unknown)[0] for unknown in ('skip', '<unk>')}
     assert done['skip']['covered'] == share['simple_agrmt'] and done['skip']['ties'] == 0
     pairs = [o for case in syntax['simple_agrmt'].values() for o in case]
     same  = sum(len({' '.join(w if w in vocabulary else '<unk>' for w in o.split()) for o in pair}) == 1 for pair in pairs)

@@ -14,7 +14,6 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from hashlib import sha256
-from pathlib import Path
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 

@@ -10,13 +10,10 @@ from torch import Tensor
 
 # %% ../../nbs/1_ordered_neurons/110_cumax.ipynb #export-cumax
 def cumax(
-    x: Tensor,               # logits `(..., n)`, floating point
-    dim: int = -1,           # the ordered axis
-    temperature: float = 1., # > 0; below 1 a sharper step, above 1 a flatter ramp
-) -> Tensor:                 # same shape, in [0, 1] up to rounding, rising along `dim` to 1
+    x: Tensor,     # logits `(..., n)`, floating point
+    dim: int = -1, # the ordered axis
+) -> Tensor:       # same shape, in [0, 1] up to rounding, rising along `dim` to 1
     "Expected 0…01…1 gate when `softmax(x)` says where it opens. Shen et al. (2019), §4.1."
     if not x.is_floating_point():
         raise ValueError(f'logits must be floating point, not a {x.type()}; call .float() first')
-    if not temperature > 0: raise ValueError(f'temperature must be above 0, not {temperature}')
-    if temperature != 1 and x.numel(): x = (x - x.detach().amax(dim, keepdim=True)) / temperature  # the largest is 0: a cold one cannot overflow
     return x.softmax(dim).cumsum(dim)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from ..foundations.arguments import checked_name, checked_size
 from ..foundations.checkpoints import advance_kept, checksum, load_run, save_run, snapshot
 from ..foundations.data import load

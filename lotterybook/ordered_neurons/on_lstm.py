@@ -18,7 +18,7 @@ from torch.nn.functional import dropout, linear
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from ..foundations.arguments import checked_fraction, checked_name, checked_size
 from .master_gates import levels
-from .recurrence import find_engine, on_lstm_step, recur, wide
+from .recurrence import find_engine, on_lstm_step, recur, gate_dtype
 from .recurrent_dropout import SCALINGS, drop_connect, locked_dropout
 from .reference import layer_shapes
 
@@ -71,7 +71,7 @@ class ONLSTMCell(nn.Module):
         if h.shape != c.shape or h.shape != (*x.shape[:-1], self.hidden_size):
             raise ValueError(f'h and c have shapes {tuple(h.shape)} and {tuple(c.shape)}; both must be {(*x.shape[:-1], self.hidden_size)}')
         projected = linear(x, self.weight_ih, _sum(self.bias_ih, self.bias_hh))
-        step = on_lstm_step(projected, h, c.to(wide(c.dtype)), self.weight_hh, self.levels, self.live_top)
+        step = on_lstm_step(projected, h, c.to(gate_dtype(c.dtype)), self.weight_hh, self.levels, self.live_top)
         return step.h.to(h.dtype), step.c.to(c.dtype)
 
     def extra_repr(self) -> str: # what `print` shows

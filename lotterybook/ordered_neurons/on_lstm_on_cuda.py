@@ -9,7 +9,7 @@ from functools import cache, wraps
 from collections.abc import Callable
 from torch import Tensor
 from .fast_on_lstm import OPERATIONS, RowKernels, check_columns, operation, passes
-from .recurrence import Run
+from .recurrence import LayerRun
 
 # %% auto #0
 __all__ = ['triton_loop']
@@ -145,11 +145,11 @@ def triton_loop(
     levels: int = 1,                   # N
     live_top: bool = False,            # as in `master_gates`
     reverse: bool = False,             # from the last step to the first
-) -> Run:                              # as `recurrence.loop`
+) -> LayerRun:                              # as `recurrence.loop`
     "An ON-LSTM over a batch of sequences, compiled for GPUs; gradients once, not twice. Shen et al. (2019), §4."
     check_columns(projected.shape[1], h.shape[1], levels)
     if not projected.is_cuda and not _interpreted():
         raise ValueError(f"engine='triton' works on CUDA devices and the input is on {projected.device}; "
                          'for tests on a CPU set TRITON_INTERPRET=1 before Triton is imported')
     name = 'on_lstm' if projected.is_cuda else 'on_lstm_interpreted'
-    return Run(*getattr(torch.ops.lotterybook, name)(projected, weight_hh, h, c, batch_sizes, live_top, reverse)[:5])
+    return LayerRun(*getattr(torch.ops.lotterybook, name)(projected, weight_hh, h, c, batch_sizes, live_top, reverse)[:5])
