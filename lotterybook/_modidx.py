@@ -361,8 +361,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'lotterybook/foundations/training.py'),
                                                   'lotterybook.foundations.training.Validate.after_step': ( '7_foundations/training.html#validate.after_step',
                                                                                                             'lotterybook/foundations/training.py'),
-                                                  'lotterybook.foundations.training._keep_best': ( '7_foundations/training.html#_keep_best',
-                                                                                                   'lotterybook/foundations/training.py'),
                                                   'lotterybook.foundations.training._outcome': ( '7_foundations/training.html#_outcome',
                                                                                                  'lotterybook/foundations/training.py'),
                                                   'lotterybook.foundations.training._settings': ( '7_foundations/training.html#_settings',

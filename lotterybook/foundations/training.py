@@ -7,6 +7,7 @@ __all__ = ['batch_order', 'example_batches', 'evaluating', 'evaluate', 'Validate
            'train']
 
 # %% ../../nbs/7_foundations/750_training.ipynb #export-imports
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -84,7 +85,7 @@ def evaluate(
 class Validate(Hook):
     "A row of measurements every so often, and the weights of the smallest validation loss in `run.extra['best']`."
     def __init__(self,
-        measure: Callable[[nn.Module], dict], # plain values, `validation_loss` among them: a number, or a list of one a replicate
+        measure: Callable[[nn.Module], dict], # plain values, `validation_loss` among them
         every: int = 100,                     # steps between validations
         end: int | None = None,               # validate after this step, too
         patience: int | None = None,          # stop after so many validations without a smaller loss; None: never
@@ -94,27 +95,14 @@ class Validate(Hook):
     def after_step(self, run: Run) -> None:
         if run.step % self.every and run.step != self.end: return
         with evaluating(run.net), torch.no_grad(): row = self.measure(run.net)
-        loss = torch.as_tensor(row['validation_loss'], dtype=torch.float64)
-        if not loss.isfinite().all():
-            raise FloatingPointError(f'the validation loss is {loss.tolist()} after {run.step} steps: training stopped. '
+        loss, best = row['validation_loss'], run.extra.get('best')
+        if not math.isfinite(loss):
+            raise FloatingPointError(f'the validation loss is {loss} after {run.step} steps: training stopped. '
                                      'Try a smaller learning rate.')
         run.rows.append(dict(step=run.step, **row))
-        _keep_best(run, loss)
-        late = run.step - int(run.extra['best']['step'].max())
-        if self.patience is not None and late >= self.patience*self.every: run.stopped = True
-
-def _keep_best(run: Run, loss: Tensor) -> None:
-    "Take the weights as they are into `run.extra['best']` where their loss is smaller: of the network, or of each replicate."
-    best = run.extra.setdefault('best', dict(loss=torch.full_like(loss, torch.inf), step=torch.zeros_like(loss, dtype=torch.long), weights=None))
-    better = loss < best['loss']
-    if not better.any(): return
-    def chosen(new, old):
-        if old is None or not better.ndim: return new
-        return torch.where(better.view(better.shape + (1,)*(new.ndim - better.ndim)), new, old.to(new.device))
-    old = best['weights'] or {}
-    best['weights'] = {k: chosen(v, old.get(k)) for k, v in snapshot(run.net).items()}
-    best['step']    = chosen(torch.full_like(best['step'], run.step), best['step'])
-    best['loss']    = chosen(loss, best['loss'])
+        if best is None or loss < best['loss']:
+            run.extra['best'] = dict(loss=loss, step=run.step, weights=snapshot(run.net))
+        elif self.patience and run.step - best['step'] >= self.patience*self.every: run.stopped = True
 
 def validation(
     data: Splits,  # on the device of the network
@@ -167,8 +155,8 @@ def _outcome(net: nn.Module, data: Splits, run: Run) -> dict:
     net.load_state_dict(best['weights'])
     _, stop_accuracy  = evaluate(net, data.x_test, data.y_test)
     net.load_state_dict(last)
-    return dict(stop_step=best['step'].item(), stop_accuracy=stop_accuracy, end_accuracy=end_accuracy,
-                train_accuracy=train_accuracy, stop_loss=best['loss'].item(), history=list(run.rows))
+    return dict(stop_step=best['step'], stop_accuracy=stop_accuracy, end_accuracy=end_accuracy,
+                train_accuracy=train_accuracy, stop_loss=best['loss'], history=list(run.rows))
 
 # %% ../../nbs/7_foundations/750_training.ipynb #export-train
 def train(
