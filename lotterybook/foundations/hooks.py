@@ -43,11 +43,11 @@ class FiniteLoss(Hook):
         losses = run.extra.setdefault('losses', [])
         losses.append(run.loss)
         if run.step % self.every: return
-        bad = ~torch.stack(losses).view(len(losses), -1).isfinite().all(1)
-        if bad.any():
-            step = run.step - len(losses) + int(bad.int().argmax())
-            raise FloatingPointError(f'the loss of step {step} is {losses[int(bad.int().argmax())].tolist()}: training '
-                                     'stopped. Try a smaller learning rate, or look at the inputs of that step.')
+        for i, fine in enumerate(torch.stack(losses).view(len(losses), -1).isfinite().all(1).tolist()):
+            if not fine:
+                raise FloatingPointError(
+                    f'the loss of step {run.step - len(losses) + i} is {losses[i].tolist()}: training '
+                    'stopped. Try a smaller learning rate, or look at the inputs of that step.')
         losses.clear()
 
 # %% ../../nbs/7_foundations/748_hooks.ipynb #export-progress

@@ -61,10 +61,11 @@ class Held:
         self._look_up()
 
     def _look_up(self) -> None:
-        "Weights, as integers too, and bits: as the network now has them, wherever it was moved and whatever was loaded into it."
+        "The weights as the network now has them, the same numbers as integers, and the bits to keep."
         self.weights  = [self.net.get_parameter(name) for name in self.masks]
         self.integers = [p.detach().view(_INTEGERS[p.element_size()]) for p in self.weights]
-        self.bits     = [torch.empty_like(n).copy_(mask).neg_() for n, mask in zip(self.integers, self.masks.values())]
+        self.bits     = [torch.empty_like(n).copy_(mask).neg_()  # 0, or -1: all ones
+                         for n, mask in zip(self.integers, self.masks.values())]
         self.places   = [p.data_ptr() for p in self.weights]
         self.versions: list[int] = []
 
@@ -84,7 +85,8 @@ class Held:
         "Gradients of pruned weights to zero."
         self._follow()
         for i in range(len(self.weights)) if which is None else which:
-            if (grad := self.weights[i].grad) is not None: grad.detach().view(self.bits[i].dtype).bitwise_and_(self.bits[i])
+            grad, bits = self.weights[i].grad, self.bits[i]
+            if grad is not None: grad.detach().view(bits.dtype).bitwise_and_(bits)
 
     def zero_memory(self,
         optimizer: Optimizer,  # any of PyTorch's: it keeps its memory under the weights
@@ -93,25 +95,23 @@ class Held:
         self._follow()
         for p, bits in zip(self.weights, self.bits):
             for memory in optimizer.state.get(p, {}).values():
-                if isinstance(memory, Tensor) and memory.shape == p.shape:  # not Adam's count of steps
-                    memory.masked_fill_((bits == 0).to(memory.device), 0)
+                if not isinstance(memory, Tensor) or memory.shape != p.shape: continue  # a count of steps
+                memory.masked_fill_((bits == 0).to(memory.device), 0)
 
     def revived(self) -> dict[str, int]:  # by parameter name, of layers where some are pruned
         "How many pruned weights are not zero."
-        if any(self.net.get_parameter(name) is not p for name, p in zip(self.masks, self.weights)): self._look_up()
-        self._follow()
+        self._look_up()
         return {name: int((n & ~bits).view(p.dtype).count_nonzero())
                 for name, p, n, bits in zip(self.masks, self.weights, self.integers, self.bits)}
 
     def check(self,
-        trust: bool = False,  # enough if PyTorch counted no write since `zero`; it counts none to `.data`
+        trust: bool = False,  # enough that PyTorch counted no write since `zero`; it misses those to `.data`
     ) -> None:
         "Raise a `ValueError` if pruned weights are not zero."
         if trust and self.versions == [p._version for p in self.weights]: return
-        back = {name: count for name, count in self.revived().items() if count}
-        if back:
-            raise ValueError('pruned weights are not zero: ' + ', '.join(f'{n} of {name!r}' for name, n in back.items()) +
-                             '; train inside keep_pruned(run.net, run.masks), and load nothing dense there')
+        back = ', '.join(f'{n} of {name!r}' for name, n in self.revived().items() if n)
+        if back: raise ValueError(f'pruned weights are not zero: {back}; train inside '
+                                  'keep_pruned(run.net, run.masks), and load nothing dense there')
 
 # %% ../../nbs/7_foundations/742_running.ipynb #export-run
 class Run:
@@ -123,14 +123,15 @@ class Run:
         seed: int = 0,                      # the replicate
     ):
         self.net, self.optimizer, self.seed = net, optimizer, seed
-        self.step, self.round, self.stopped = 0, 0, False  # steps taken; the round of a search; has a hook ended it?
-        self.rows:  list[dict] = []                        # what hooks measured, plain values
-        self.extra: dict = {}                              # what hooks and objectives remember
-        self.batch, self.loss = None, None                 # of the step under way, for hooks
-        self.file: Path | None = None                      # where its state may be kept, if a search has a folder
-        if optimizer and not {id(p) for g in optimizer.param_groups for p in g['params']} & {*map(id, net.parameters())}:
-            raise ValueError("the optimizer has none of the network's weights; make it from net.parameters()")
+        self.step, self.stopped = 0, False  # steps taken; has a hook ended it?
+        self.rows, self.extra = [], {}      # what hooks measured, plain values; what they remember
+        self.batch, self.loss = None, None  # of the step under way, for hooks
+        self.round: int = 0                 # of a search
+        self.file: Path | None = None       # where a search would keep the state of this training
         self.set_masks(masks or {})
+        theirs = {id(p) for group in optimizer.param_groups for p in group['params']} if optimizer else None
+        if optimizer and not theirs & {id(p) for p in net.parameters()}:
+            raise ValueError("the optimizer has none of the network's weights; make it from net.parameters()")
 
     def __repr__(self): return f'Run({type(self.net).__name__}, step={self.step}, seed={self.seed})'
 
@@ -149,9 +150,9 @@ class Run:
     def state_dict(self,
         copy: bool = True,  # False: the tensors themselves, to be written at once
     ) -> dict:              # tensors and plain values
-        "Everything: weights, all buffers, the optimizer's memory, masks, rows and what is remembered."
-        own   = {name: getattr(self, name) for name in ('step', 'stopped', 'rows', 'extra', 'masks')}
-        state = dict(own, net=self.net.state_dict(), buffers=dict(self.net.named_buffers()),
+        "Weights, all buffers, the optimizer's memory, masks, rows, and what is remembered."
+        state = dict(step=self.step, stopped=self.stopped, rows=self.rows, extra=self.extra,
+                     masks=self.masks, net=self.net.state_dict(), buffers=dict(self.net.named_buffers()),
                      optimizer=self.optimizer and self.optimizer.state_dict())
         return deepcopy(state) if copy else state
 
@@ -162,19 +163,21 @@ class Run:
         "Go back, or on, to a state."
         state = deepcopy(state)
         self.net.load_state_dict(state['net'])
-        for name, buffer in state['buffers'].items(): self.net.get_buffer(name).copy_(buffer)  # also those kept out of files
+        for name, buffer in state['buffers'].items():  # also those that a network keeps out of its files
+            self.net.get_buffer(name).copy_(buffer)
         if self.optimizer: self.optimizer.load_state_dict(state['optimizer'])
         self.step, self.stopped = state['step'], state['stopped']
         self.rows[:] = state['rows']
-        self.extra.clear(); self.extra.update(state['extra'])  # the same dictionary: objectives may hold it
+        self.extra.clear()
+        self.extra.update(state['extra'])              # the same dictionary: objectives may hold it
         self.set_masks(state['masks'])
 
 # %% ../../nbs/7_foundations/742_running.ipynb #export-advance
 class Hook:
-    "Three moments of a step. A hook remembers nothing itself: what it must know later goes into `run.extra`."
-    def on_gradient(self, run: Run) -> None: "The dense gradient is there, before the mask: where RigL regrows."
-    def before_step(self, run: Run) -> None: "The masked gradient is there: clip it, set the rate of step `run.step`."
-    def after_step(self, run: Run) -> None: "`run.step` steps are taken: measure, average, set `run.stopped`."
+    "Three moments of a step. A hook remembers nothing itself: what it must know goes into `run.extra`."
+    def on_gradient(self, run: Run) -> None: "The dense gradient is there: where RigL regrows."
+    def before_step(self, run: Run) -> None: "The masked gradient is there: clip it, set the rate."
+    def after_step(self, run: Run) -> None: "`run.step` steps are taken: measure, set `run.stopped`."
 
 def take_step(
     run: Run,                # its batch is `run.batch`
@@ -200,7 +203,7 @@ def advance(
     hooks: Iterable[Hook] = (),     # called in this order
     step: Callable[..., None] = take_step, # `(run, objective, hooks)`: another way to take a step
 ) -> Run:                           # `run`
-    "Train until `end` steps are taken or a hook stops the run. After an error, go on from the last state kept."
+    "Train until `end` steps are taken or a hook stops the run. After an error, go on from a kept state."
     hooks = list(hooks)
     run.held.zero()
     for run.batch in () if run.stopped else batches(run.step, end):
@@ -210,7 +213,7 @@ def advance(
         if run.stopped: break
     run.batch = None
     if run.step < end and not run.stopped:
-        raise ValueError(f'batches({run.step}, {end}) ended early: it must give a batch for every step')
+        raise ValueError(f'batches({run.step}, {end}) ended early: it must give a batch a step')
     return run
 
 # %% ../../nbs/7_foundations/742_running.ipynb #export-seeded
@@ -223,6 +226,6 @@ def seeded(
     def stream(start: int, end: int) -> Iterator:
         for step, batch in enumerate(batches(start, end), start):
             torch.default_generator.manual_seed(first + step)
-            for device in cuda_in_use(): torch.cuda.default_generators[device].manual_seed(first + step)
+            for d in cuda_in_use(): torch.cuda.default_generators[d].manual_seed(first + step)
             yield batch
     return stream

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .arguments import checked_size
-from .checkpoints import advance_kept, checksum, snapshot
+from .checkpoints import advance_kept, snapshot, training_settings
 from .data import Splits
 from .fast_steps import FusedAdam, flushed_denormals
 from .hooks import FiniteLoss, LearningRate, ShowProgress
@@ -32,13 +32,15 @@ def batch_order(
     start_step: int,  # first step
     end_step: int,    # one past the last
 ) -> Iterator[Tensor]:# the indices of each step, `(batch_size,)`
-    "Which examples each step sees: a fresh permutation per epoch, a function of seed and step alone."
+    "Which examples each step sees: a fresh permutation per epoch, by seed and step alone."
     checked_size(batch_size, 'batch_size')
     per_epoch = n//batch_size
-    if not per_epoch: raise ValueError(f'a batch of {batch_size} needs as many examples; there are {n}')
+    if not per_epoch:
+        raise ValueError(f'a batch of {batch_size} needs as many examples; there are {n}')
     for step in range(start_step, end_step):
         epoch, place = divmod(step, per_epoch)
-        if step == start_step or place == 0: order = torch.randperm(n, generator=rng(seed, 'order', epoch))
+        if step == start_step or place == 0:
+            order = torch.randperm(n, generator=rng(seed, 'order', epoch))
         yield order[place*batch_size:(place + 1)*batch_size]
 
 def example_batches(
@@ -59,7 +61,7 @@ def example_batches(
 def evaluating(
     net: nn.Module, # any
 ) -> Generator:     # for `with`; gives `net`
-    "A block in which a network is in evaluation mode; then each layer goes back to its own, after an error too."
+    "A block in which a network is in evaluation mode; then each layer goes back to its own."
     modes = {layer: layer.training for layer in net.modules()}
     try: yield net.eval()
     finally:
@@ -83,26 +85,28 @@ def evaluate(
 
 # %% ../../nbs/7_foundations/750_training.ipynb #export-validate
 class Validate(Hook):
-    "A row of measurements every so often, and the weights of the smallest validation loss in `run.extra['best']`."
+    "Rows of measurements, and the weights of the smallest loss in `run.extra['best']`."
     def __init__(self,
         measure: Callable[[nn.Module], dict], # plain values, `validation_loss` among them
         every: int = 100,                     # steps between validations
         end: int | None = None,               # validate after this step, too
-        patience: int | None = None,          # stop after so many validations without a smaller loss; None: never
+        patience: int | None = None,          # stop after so many without a smaller loss; None: never
     ):
-        self.measure, self.every, self.end, self.patience = measure, checked_size(every, 'every'), end, patience
+        self.measure, self.every = measure, checked_size(every, 'every')
+        self.end, self.patience = end, patience
 
     def after_step(self, run: Run) -> None:
         if run.step % self.every and run.step != self.end: return
         with evaluating(run.net), torch.no_grad(): row = self.measure(run.net)
         loss, best = row['validation_loss'], run.extra.get('best')
         if not math.isfinite(loss):
-            raise FloatingPointError(f'the validation loss is {loss} after {run.step} steps: training stopped. '
-                                     'Try a smaller learning rate.')
+            raise FloatingPointError(f'the validation loss is {loss} after {run.step} steps: '
+                                     'training stopped. Try a smaller learning rate.')
         run.rows.append(dict(step=run.step, **row))
         if best is None or loss < best['loss']:
             run.extra['best'] = dict(loss=loss, step=run.step, weights=snapshot(run.net))
-        elif self.patience and run.step - best['step'] >= self.patience*self.every: run.stopped = True
+        elif self.patience and run.step - best['step'] >= self.patience*self.every:
+            run.stopped = True
 
 def validation(
     data: Splits,  # on the device of the network
@@ -124,27 +128,32 @@ def classification(
 def train_run(
     run: Run,                              # trained in place, from `run.step` on
     data: Splits,                          # three parts; moved to `device`
-    steps: int = 1000,                     # optimizer steps of the whole training, those behind the run among them
+    steps: int = 1000,                     # of the whole training, those already taken among them
     batch_size: int = 60,                  # examples per step
-    lr: Callable[[int], float] | None = None, # learning rate of each step; None: the optimizer's own
-    loss: Callable = F.cross_entropy,      # of logits and labels, to train; judged by cross-entropy always
+    lr: Callable[[int], float] | None = None, # rate of each step; None: the optimizer's own
+    loss: Callable = F.cross_entropy,      # of logits and labels; judged by cross-entropy always
     eval_every: int = 100,                 # steps between validations
     hooks: Iterable[Hook] = (),            # more of them, before validation
     device: str = 'cpu',                   # as PyTorch writes it
     file: str | Path | None = None,        # where the run's state is kept; None: nowhere
-    settings: dict | None = None,          # whatever makes this run another one, plain values; required with `file`
+    settings: dict | None = None,          # what makes this run another one; required with `file`
     save_every: int = 5000,                # steps between writes
     progress: bool = False,                # show a bar
-) -> dict: # stop_step (optimizer steps), stop_accuracy, end_accuracy, train_accuracy (fractions), stop_loss (nats), history (rows)
-    "Train a classifier, judged as in Frankle & Carbin (2019), §2: early stop by validation loss, test data read at the end."
-    if checked_size(steps, 'steps') <= run.step: raise ValueError(f'steps={steps}, and {run.step} are taken: nothing is left to train')
-    if file and settings is None: raise ValueError('file needs settings: plain values that make this run another one, as dict(data=..., lr=...)')
+) -> dict: # stop_step, stop_accuracy, end_accuracy, train_accuracy (fractions), stop_loss (nats), history
+    "Train a classifier; early stop by validation loss, test data read last. Frankle & Carbin (2019), §2."
+    if checked_size(steps, 'steps') <= run.step:
+        raise ValueError(f'steps={steps}, and {run.step} are taken: nothing is left to train')
+    if file and settings is None:
+        raise ValueError('file needs settings: plain values that make this run another one')
     data, net = data.to(device), run.net.to(device).train()
-    with flushed_denormals(), kept_generators(), progress_bar(steps, progress, unit='step', initial=run.step) as bar:
-        hooks = [*([LearningRate(lambda run: lr(run.step))] if lr else []), FiniteLoss(eval_every), *hooks,
-                 Validate(validation(data), eval_every, steps), ShowProgress(bar, eval_every)]
-        batches = seeded(example_batches(data.x_train, data.y_train, batch_size, run.seed), run.seed)
-        advance_kept(run, classification(loss), batches, steps, hooks, file=file, settings=settings or {}, every=save_every)
+    bar = progress_bar(steps, progress, unit='step', initial=run.step)
+    with flushed_denormals(), kept_generators(), bar as bar:
+        rate    = [LearningRate(lambda run: lr(run.step))] if lr else []
+        hooks   = [*rate, FiniteLoss(eval_every), *hooks,
+                   Validate(validation(data), eval_every, steps), ShowProgress(bar, eval_every)]
+        batches = example_batches(data.x_train, data.y_train, batch_size, run.seed)
+        advance_kept(run, classification(loss), seeded(batches, run.seed), steps, hooks,
+                     file=file, settings=settings or {}, every=save_every)
         return _outcome(net, data, run)
 
 def _outcome(net: nn.Module, data: Splits, run: Run) -> dict:
@@ -167,26 +176,20 @@ def train(
     batch_size: int = 60,                 # examples per step
     lr: float | Callable[[int], float] = 1.2e-3, # learning rate, or a function of the step
     optimizer: Callable = FusedAdam,      # of parameters and `lr`; always starts fresh
-    loss: Callable = F.cross_entropy,     # of logits and labels, to train; judged by cross-entropy always
+    loss: Callable = F.cross_entropy,     # of logits and labels; judged by cross-entropy always
     eval_every: int = 100,                # steps between validations
     seed: int = 0,                        # the replicate: order of examples, dropout
     device: str = 'cpu',                  # as PyTorch writes it
     checkpoint: str | Path | None = None, # file for the state of the run; None: none is kept
     save_every: int = 5000,               # steps between writes of it
     progress: bool = False,               # show a bar
-) -> dict: # stop_step (optimizer steps), stop_accuracy, end_accuracy, train_accuracy (fractions), stop_loss (nats), history (rows), seconds (of this call)
+) -> dict: # as `train_run`, and seconds (of this call)
     "Train a classifier: `train_run` with a run of its own."
     began, rate = time.perf_counter(), lr if callable(lr) else None
     run = Run(net.to(device), optimizer(net.parameters(), lr=rate(0) if rate else lr), masks, seed)
-    settings = _settings(run, data, rate, dict(steps=steps, batch_size=batch_size, eval_every=eval_every)) if checkpoint else None
+    settings = checkpoint and training_settings(
+        run, map(rate, range(steps)) if rate else (), [data.x_train, data.y_train],
+        steps=steps, batch_size=batch_size, eval_every=eval_every)
     outcome = train_run(run, data, steps, batch_size, rate, loss, eval_every, device=device,
                         file=checkpoint, settings=settings, save_every=save_every, progress=progress)
     return dict(outcome, seconds=time.perf_counter() - began)
-
-def _settings(run: Run, data: Splits, rate: Callable | None, given: dict) -> dict:
-    "What makes a training this one, as plain values. The loss function cannot be compared; it is left to you."
-    options = {k: v for k, v in run.optimizer.defaults.items() if isinstance(v, bool | int | float | str | tuple)}
-    rates   = [rate(step) for step in range(given['steps'])] if rate else []
-    return dict(given, seed=run.seed, optimizer=type(run.optimizer).__name__, **options,
-                rates=checksum([torch.tensor(rates, dtype=torch.float64)]), inputs=checksum([data.x_train]), labels=checksum([data.y_train]),
-                weights=checksum(run.net.state_dict().values()), masks=checksum([m for _, m in sorted(run.masks.items())]))
