@@ -1066,6 +1066,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'lotterybook/tickets/rounds.py'),
                                             'lotterybook.tickets.rounds._check_takes_one': ( '3_tickets/rounds.html#_check_takes_one',
                                                                                              'lotterybook/tickets/rounds.py'),
+                                            'lotterybook.tickets.rounds._same': ( '3_tickets/rounds.html#_same',
+                                                                                  'lotterybook/tickets/rounds.py'),
                                             'lotterybook.tickets.rounds._watched': ( '3_tickets/rounds.html#_watched',
                                                                                      'lotterybook/tickets/rounds.py'),
                                             'lotterybook.tickets.rounds.first_run': ( '3_tickets/rounds.html#first_run',

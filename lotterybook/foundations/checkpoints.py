@@ -40,10 +40,11 @@ def training_settings(
     **given: object,            # plain values
 ) -> dict:                      # plain values
     "What makes a training this one."
-    options = {k: v for k, v in run.optimizer.defaults.items() if isinstance(v, int | float | tuple)}
-    rates   = torch.tensor(list(rates), dtype=torch.float64)
-    sums    = dict(rates=[rates], data=data, masks=run.masks.values(),
-                   weights=run.net.state_dict().values())
+    defaults = run.optimizer.defaults.items()
+    options  = {k: v for k, v in defaults if isinstance(v, int | float | tuple)}
+    rates    = torch.tensor(list(rates), dtype=torch.float64)
+    sums     = dict(rates=[rates], data=data, masks=run.masks.values(),
+                    weights=run.net.state_dict().values())
     return dict(options, optimizer=type(run.optimizer).__name__, seed=run.seed,
                 **{name: checksum(tensors) for name, tensors in sums.items()}, **given)
 

@@ -43,11 +43,13 @@ class FiniteLoss(Hook):
         losses = run.extra.setdefault('losses', [])
         losses.append(run.loss)
         if run.step % self.every: return
-        for i, fine in enumerate(torch.stack(losses).view(len(losses), -1).isfinite().all(1).tolist()):
-            if not fine:
-                raise FloatingPointError(
-                    f'the loss of step {run.step - len(losses) + i} is {losses[i].tolist()}: training '
-                    'stopped. Try a smaller learning rate, or look at the inputs of that step.')
+        fine  = torch.stack(losses).view(len(losses), -1).isfinite().all(1).tolist()
+        first = run.step - len(losses)
+        if not all(fine):
+            i = fine.index(False)
+            raise FloatingPointError(
+                f'the loss of step {first + i} is {losses[i].tolist()}: training stopped. '
+                'Try a smaller learning rate, or look at the inputs of that step.')
         losses.clear()
 
 # %% ../../nbs/7_foundations/748_hooks.ipynb #export-progress

@@ -61,7 +61,7 @@ class Held:
         self._look_up()
 
     def _look_up(self) -> None:
-        "The weights as the network now has them, the same numbers as integers, and the bits to keep."
+        "The weights as the network now has them, the same as integers, and the bits to keep."
         self.weights  = [self.net.get_parameter(name) for name in self.masks]
         self.integers = [p.detach().view(_INTEGERS[p.element_size()]) for p in self.weights]
         self.bits     = [torch.empty_like(n).copy_(mask).neg_()  # 0, or -1: all ones
@@ -95,8 +95,8 @@ class Held:
         self._follow()
         for p, bits in zip(self.weights, self.bits):
             for memory in optimizer.state.get(p, {}).values():
-                if not isinstance(memory, Tensor) or memory.shape != p.shape: continue  # a count of steps
-                memory.masked_fill_((bits == 0).to(memory.device), 0)
+                if isinstance(memory, Tensor) and memory.shape == p.shape:  # no count of steps
+                    memory.masked_fill_((bits == 0).to(memory.device), 0)
 
     def revived(self) -> dict[str, int]:  # by parameter name, of layers where some are pruned
         "How many pruned weights are not zero."
@@ -105,7 +105,7 @@ class Held:
                 for name, p, n, bits in zip(self.masks, self.weights, self.integers, self.bits)}
 
     def check(self,
-        trust: bool = False,  # enough that PyTorch counted no write since `zero`; it misses those to `.data`
+        trust: bool = False,  # PyTorch's count of writes is enough; it misses those to `.data`
     ) -> None:
         "Raise a `ValueError` if pruned weights are not zero."
         if trust and self.versions == [p._version for p in self.weights]: return
@@ -129,9 +129,11 @@ class Run:
         self.round: int = 0                 # of a search
         self.file: Path | None = None       # where a search would keep the state of this training
         self.set_masks(masks or {})
-        theirs = {id(p) for group in optimizer.param_groups for p in group['params']} if optimizer else None
-        if optimizer and not theirs & {id(p) for p in net.parameters()}:
-            raise ValueError("the optimizer has none of the network's weights; make it from net.parameters()")
+        groups = optimizer.param_groups if optimizer else ()
+        theirs = {id(p) for group in groups for p in group['params']}
+        if groups and not theirs & {id(p) for p in net.parameters()}:
+            raise ValueError("the optimizer has none of the network's weights; "
+                             'make it from net.parameters()')
 
     def __repr__(self): return f'Run({type(self.net).__name__}, step={self.step}, seed={self.seed})'
 
@@ -152,7 +154,8 @@ class Run:
     ) -> dict:              # tensors and plain values
         "Weights, all buffers, the optimizer's memory, masks, rows, and what is remembered."
         state = dict(step=self.step, stopped=self.stopped, rows=self.rows, extra=self.extra,
-                     masks=self.masks, net=self.net.state_dict(), buffers=dict(self.net.named_buffers()),
+                     masks=self.masks, net=self.net.state_dict(),
+                     buffers=dict(self.net.named_buffers()),
                      optimizer=self.optimizer and self.optimizer.state_dict())
         return deepcopy(state) if copy else state
 
@@ -163,7 +166,7 @@ class Run:
         "Go back, or on, to a state."
         state = deepcopy(state)
         self.net.load_state_dict(state['net'])
-        for name, buffer in state['buffers'].items():  # also those that a network keeps out of its files
+        for name, buffer in state['buffers'].items():  # also those that are kept out of files
             self.net.get_buffer(name).copy_(buffer)
         if self.optimizer: self.optimizer.load_state_dict(state['optimizer'])
         self.step, self.stopped = state['step'], state['stopped']
@@ -174,10 +177,10 @@ class Run:
 
 # %% ../../nbs/7_foundations/742_running.ipynb #export-advance
 class Hook:
-    "Three moments of a step. A hook remembers nothing itself: what it must know goes into `run.extra`."
+    "Three moments of a step. A hook remembers nothing: what it must know goes into `run.extra`."
     def on_gradient(self, run: Run) -> None: "The dense gradient is there: where RigL regrows."
     def before_step(self, run: Run) -> None: "The masked gradient is there: clip it, set the rate."
-    def after_step(self, run: Run) -> None: "`run.step` steps are taken: measure, set `run.stopped`."
+    def after_step(self, run: Run) -> None: "`run.step` steps are taken: measure, or stop."
 
 def take_step(
     run: Run,                # its batch is `run.batch`
@@ -203,7 +206,7 @@ def advance(
     hooks: Iterable[Hook] = (),     # called in this order
     step: Callable[..., None] = take_step, # `(run, objective, hooks)`: another way to take a step
 ) -> Run:                           # `run`
-    "Train until `end` steps are taken or a hook stops the run. After an error, go on from a kept state."
+    "Train until `end` steps are taken, or a hook stops the run. After an error, go on from a file."
     hooks = list(hooks)
     run.held.zero()
     for run.batch in () if run.stopped else batches(run.step, end):

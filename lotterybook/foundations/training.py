@@ -90,7 +90,7 @@ class Validate(Hook):
         measure: Callable[[nn.Module], dict], # plain values, `validation_loss` among them
         every: int = 100,                     # steps between validations
         end: int | None = None,               # validate after this step, too
-        patience: int | None = None,          # stop after so many without a smaller loss; None: never
+        patience: int | None = None,          # stop after so many without a smaller loss
     ):
         self.measure, self.every = measure, checked_size(every, 'every')
         self.end, self.patience = end, patience
@@ -139,8 +139,8 @@ def train_run(
     settings: dict | None = None,          # what makes this run another one; required with `file`
     save_every: int = 5000,                # steps between writes
     progress: bool = False,                # show a bar
-) -> dict: # stop_step, stop_accuracy, end_accuracy, train_accuracy (fractions), stop_loss (nats), history
-    "Train a classifier; early stop by validation loss, test data read last. Frankle & Carbin (2019), §2."
+) -> dict: # stop_step, stop_accuracy, end_accuracy, train_accuracy, stop_loss (nats), history
+    "Train a classifier; early stop by validation, test data last. Frankle & Carbin (2019), §2."
     if checked_size(steps, 'steps') <= run.step:
         raise ValueError(f'steps={steps}, and {run.step} are taken: nothing is left to train')
     if file and settings is None:
@@ -191,5 +191,6 @@ def train(
         run, map(rate, range(steps)) if rate else (), [data.x_train, data.y_train],
         steps=steps, batch_size=batch_size, eval_every=eval_every)
     outcome = train_run(run, data, steps, batch_size, rate, loss, eval_every, device=device,
-                        file=checkpoint, settings=settings, save_every=save_every, progress=progress)
+                        file=checkpoint, settings=settings, save_every=save_every,
+                        progress=progress)
     return dict(outcome, seconds=time.perf_counter() - began)

@@ -24,14 +24,17 @@ def layer_weights(
 ) -> LSTMWeights:   # its own tensors, both biases added; gradients reach the module
     "The weights of one layer of PyTorch's LSTM. Order of rows: `nn.LSTM`, not the paper."
     _check_lstm(lstm)
-    if not 0 <= layer < lstm.num_layers: raise ValueError(f'layer={layer}, but the layers are 0 to {lstm.num_layers - 1}')
+    if not 0 <= layer < lstm.num_layers:
+        raise ValueError(f'layer={layer}, but the layers are 0 to {lstm.num_layers - 1}')
     W, U, *b = _parameters(lstm, layer)
     return LSTMWeights(W, U, sum(b) if b else W.new_zeros(len(W)))
 
 def _check_lstm(lstm):
     "A ValueError for what is no LSTM of the equations above."
-    if not isinstance(lstm, nn.LSTM): raise ValueError(f'expected an nn.LSTM, not {type(lstm).__name__}')
-    if lstm.proj_size: raise ValueError(f'proj_size={lstm.proj_size} is not supported; use proj_size=0')
+    if not isinstance(lstm, nn.LSTM):
+        raise ValueError(f'expected an nn.LSTM, not {type(lstm).__name__}')
+    if lstm.proj_size:
+        raise ValueError(f'proj_size={lstm.proj_size} is not supported; use proj_size=0')
 
 def _parameters(lstm, layer):
     "A layer's tensors in PyTorch's order: two without biases, else four."
@@ -68,11 +71,12 @@ def lstm_step(
 
 # %% ../../nbs/1_ordered_neurons/100_lstm.ipynb #export-layer
 def lstm_layer(
-    x: Tensor,                                    # `(seq, batch, input)`
-    weights: LSTMWeights,                         # of the layer
-    state: tuple[Tensor, Tensor] | None = None,   # h and c, both `(batch, hidden)`; `None`: zeros
-) -> tuple[Tensor, Tensor]:                       # outputs and cells of all steps, both `(seq, batch, hidden)`
-    "One layer, one step after the other: the slow version. Hochreiter & Schmidhuber (1997), Gers et al. (2000)."
+    x: Tensor,                                  # `(seq, batch, input)`
+    weights: LSTMWeights,                       # of the layer
+    state: tuple[Tensor, Tensor] | None = None, # h and c, both `(batch, hidden)`; `None`: zeros
+) -> tuple[Tensor, Tensor]:                     # all outputs and cells, both `(seq, batch, hidden)`
+    ("One layer, one step after the other: the slow version. "
+     "Hochreiter & Schmidhuber (1997), Gers et al. (2000).")
     inputs, D = weights.W.shape[1], weights.U.shape[1]
     _check_input(x, state, inputs, D)
     h, c = x.new_zeros(2, x.shape[1], D) if state is None else state
@@ -85,29 +89,35 @@ def lstm_layer(
 
 def _check_input(x, state, inputs, hidden, layers=(), batch_first=False):
     "A ValueError for words or a state of another shape."
-    if not isinstance(x, Tensor): raise ValueError(f'x must be a tensor, not {type(x).__name__}; pad a packed sequence first')
+    if not isinstance(x, Tensor):
+        raise ValueError(f'x must be a tensor, not {type(x).__name__}; '
+                         'pad a packed sequence first')
     axes = 'batch, seq' if batch_first else 'seq, batch'
     if x.ndim != 3 or x.shape[-1] != inputs or not x.numel():
         raise ValueError(f'x is {tuple(x.shape)}, but must be ({axes}, {inputs}), no axis empty')
     want = *layers, x.shape[0 if batch_first else 1], hidden
     have = [want] * 2 if state is None else [tuple(o.shape) for o in state]
-    if have != [want] * 2: raise ValueError(f'state has shapes {have}, but h and c must both be {want}')
+    if have != [want] * 2:
+        raise ValueError(f'state has shapes {have}, but h and c must both be {want}')
 
 # %% ../../nbs/1_ordered_neurons/100_lstm.ipynb #export-distances
 def lstm_distances(
-    lstm: nn.LSTM,                              # any depth, with or without biases, `batch_first` or not
-    x: Tensor,                                  # `(seq, batch, input)`, or `(batch, seq, input)` if `batch_first`
-    state: tuple[Tensor, Tensor] | None = None, # h and c, both `(layers, batch, hidden)`; `None`: zeros
-) -> tuple[Tensor, Tensor]:                     # 1 - mean f, mean i: both `(layers, seq, batch)`, in (0, 1)
-    "What each layer forgets and takes in at each step: the control for ON-LSTM's distances. Dyer et al. (2019)."
+    lstm: nn.LSTM,              # any depth, with or without biases, `batch_first` or not
+    x: Tensor,                  # `(seq, batch, input)`, or `(batch, seq, input)` if `batch_first`
+    state: tuple[Tensor, Tensor] | None = None, # h and c, `(layers, batch, hidden)`; `None`: zeros
+) -> tuple[Tensor, Tensor]:     # 1 - mean f, mean i: both `(layers, seq, batch)`, in (0, 1)
+    ("What each layer forgets and takes in at each step: the control for ON-LSTM's distances. "
+     "Dyer et al. (2019).")
     _check_supported(lstm, x, state)
     if lstm.batch_first: x = x.transpose(0, 1)
     h, c = x.new_zeros(2, lstm.num_layers, x.shape[1], lstm.hidden_size) if state is None else state
     distances = []
     for l in range(lstm.num_layers):
         first  = h[l:l + 1], c[l:l + 1]
-        output = torch.lstm(x, first, _parameters(lstm, l), lstm.bias, 1, 0., torch.is_grad_enabled(), False, False)[0]
-        distances.append(gate_distances(x, torch.cat([h[l:l + 1], output[:-1]]), layer_weights(lstm, l)))  # all steps at once
+        output = torch.lstm(x, first, _parameters(lstm, l), lstm.bias, 1, 0.,
+                            torch.is_grad_enabled(), False, False)[0]
+        distances.append(gate_distances(x, torch.cat([h[l:l + 1], output[:-1]]),
+                                        layer_weights(lstm, l)))  # all steps at once
         x = output
     return tuple(map(torch.stack, zip(*distances)))
 
@@ -124,7 +134,10 @@ def gate_distances(
 def _check_supported(lstm, x, state):
     "A ValueError for what `lstm_distances` cannot do."
     _check_lstm(lstm)
-    if lstm.bidirectional: raise ValueError('bidirectional=True: no distance is defined for the direction from the right')
+    if lstm.bidirectional:
+        raise ValueError('bidirectional=True: '
+                         'no distance is defined for the direction from the right')
     if lstm.training and lstm.dropout and lstm.num_layers > 1:
-        raise ValueError(f'dropout={lstm.dropout} is on: distances would differ from call to call; call .eval() first')
+        raise ValueError(f'dropout={lstm.dropout} is on: '
+                         'distances would differ from call to call; call .eval() first')
     _check_input(x, state, lstm.input_size, lstm.hidden_size, (lstm.num_layers,), lstm.batch_first)

@@ -19,24 +19,28 @@ def levels(
     chunk_size: int,        # cells C that share one rank
     live_top: bool = False, # as in `master_gates`
 ) -> int:                   # N = D / C, the length of a master gate
-    "How many levels there are; warns when over 5 % of the cells are dead. Shen et al. (2019), §4.2."
-    hidden_size, chunk_size = checked_size(hidden_size, 'hidden_size'), checked_size(chunk_size, 'chunk_size')
+    ("How many levels there are; warns when over 5 % of the cells are dead. "
+     "Shen et al. (2019), §4.2.")
+    hidden_size, chunk_size = (checked_size(hidden_size, 'hidden_size'),
+                               checked_size(chunk_size, 'chunk_size'))
     if hidden_size % chunk_size:
         fits = [c for c in range(1, hidden_size + 1) if hidden_size % c == 0]
         raise ValueError(f'hidden_size={hidden_size} is not a multiple of chunk_size={chunk_size}; '
                          f'chunk_size can be one of {fits}')
     dead = dead_cells(chunk_size, live_top)
     if dead > .05 * hidden_size:
-        warnings.warn(f'{dead} of {hidden_size} cells ({dead / hidden_size:.0%}) can never be written: '
-                      f'the top level is dead; take a smaller chunk_size than {chunk_size}, '
-                      'or live_top=True', stacklevel=3)  # who made the layer that calls this
+        warnings.warn(f'{dead} of {hidden_size} cells ({dead / hidden_size:.0%}) '
+                      'can never be written: the top level is dead; '
+                      f'take a smaller chunk_size than {chunk_size}, or live_top=True',
+                      stacklevel=3)  # who made the layer that calls this
     return hidden_size // chunk_size
 
 def dead_cells(
     chunk_size: int,        # cells C that share one rank
     live_top: bool = False, # as in `master_gates`
 ) -> int:                   # cells that no input can change
-    "The cells of the top level, unless it is revived: their forget gate is 1 and their input gate 0."
+    ("The cells of the top level, unless it is revived: "
+     "their forget gate is 1 and their input gate 0.")
     return 0 if live_top else chunk_size
 
 # %% ../../nbs/1_ordered_neurons/120_master_gates.ipynb #export-master-gates
@@ -52,7 +56,8 @@ def master_gates(
 ) -> MasterGates:           # both `(..., levels)`, in [0, 1] up to rounding
     "Master forget and input gates. Shen et al. (2019), eq. 9 and 10."
     if forget_logits.shape[-1] != input_logits.shape[-1]:
-        raise ValueError(f'{forget_logits.shape[-1]} forget levels but {input_logits.shape[-1]} input levels')
+        raise ValueError(f'{forget_logits.shape[-1]} forget levels '
+                         f'but {input_logits.shape[-1]} input levels')
     if not live_top: return MasterGates(cumax(forget_logits), 1 - cumax(input_logits))
     # one more place above the top, with logit 0: the step may lie beyond the last level
     f_tilde, up_to = (cumax(pad(x, (0, 1)))[..., :-1] for x in (forget_logits, input_logits))
@@ -74,8 +79,10 @@ def combine_gates(
     "LSTM gates decide in the overlap, master gates elsewhere. Shen et al. (2019), eq. 11–13."
     cells, levels = f.shape[-1], f_tilde.shape[-1]
     if i.shape[-1] != cells or i_tilde.shape[-1] != levels:
-        raise ValueError(f'{cells} and {i.shape[-1]} cells, {levels} and {i_tilde.shape[-1]} levels: each pair must be equal')
-    if not levels or cells % levels: raise ValueError(f'{cells} cells cannot be shared among {levels} levels')
+        raise ValueError(f'{cells} and {i.shape[-1]} cells, '
+                         f'{levels} and {i_tilde.shape[-1]} levels: each pair must be equal')
+    if not levels or cells % levels:
+        raise ValueError(f'{cells} cells cannot be shared among {levels} levels')
     if (chunk_size := cells // levels) > 1:
         f_tilde, i_tilde = (g.repeat_interleave(chunk_size, dim=-1) for g in (f_tilde, i_tilde))
     omega = f_tilde * i_tilde

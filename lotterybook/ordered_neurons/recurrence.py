@@ -32,10 +32,10 @@ def gate_dtype(
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 def on_lstm_step(
-    projected: Tensor,      # `(batch, 4 hidden + 2 levels)` W x_t + b, rows i, f, c_hat, o, f_tilde, i_tilde
+    projected: Tensor,      # `(batch, 4 hidden + 2 levels)` W x_t + b, in the order of U's rows
     h: Tensor,              # `(batch, hidden)` last output h_{t-1}
     c: Tensor,              # `(batch, hidden)` last cells c_{t-1}
-    weight_hh: Tensor,      # `(4 hidden + 2 levels, hidden)` U
+    weight_hh: Tensor,      # `(4 hidden + 2 levels, hidden)` U of i, f, c_hat, o, f_tilde, i_tilde
     levels: int,            # N
     live_top: bool = False, # as in `master_gates`
 ) -> Step:                  # h_t, c_t and both master gates
@@ -54,13 +54,13 @@ class LayerRun(NamedTuple):
     output: Tensor          # `(rows, hidden)` h_t of every row
     h_n: Tensor             # `(batch, hidden)` last output of each sequence
     c_n: Tensor             # `(batch, hidden)` last cells
-    distance_forget: Tensor # `(rows,)` 1 - mean of f_tilde over levels, in [0, 1]; in `gate_dtype`'s precision
+    distance_forget: Tensor # `(rows,)` 1 - mean of f_tilde, in [0, 1]; in `gate_dtype`'s precision
     distance_input: Tensor  # `(rows,)` mean of i_tilde over levels, likewise
 
 def step_sizes(
     rows: int,                 # of the projected input
     batch: int,                # sequences
-    batch_sizes: Tensor | None # `(steps,)` int64, as in a PackedSequence; None: `batch` at every step
+    batch_sizes: Tensor | None # `(steps,)` int64, as in a PackedSequence; None: always `batch`
 ) -> list[int]:                # how many sequences each step moves
     "Batch sizes as a list."
     return [batch]*(rows//max(batch, 1)) if batch_sizes is None else batch_sizes.tolist()
@@ -74,16 +74,19 @@ def loop(
     weight_hh: Tensor,                 # `(4 hidden + 2 levels, hidden)` U
     h: Tensor,                         # `(batch, hidden)` h_0
     c: Tensor,                         # `(batch, hidden)` c_0
-    batch_sizes: Tensor | None = None, # `(steps,)` of a packed batch; None: all sequences have the same length
+    batch_sizes: Tensor | None = None, # `(steps,)` of a packed batch; None: all have one length
     levels: int = 1,                   # N
     live_top: bool = False,            # as in `master_gates`
     reverse: bool = False,             # from the last step to the first
-) -> LayerRun:                              # `output`, last state and distances
+) -> LayerRun:                         # `output`, last state and distances
     "An ON-LSTM over a batch of sequences, one step after the other. Shen et al. (2019), §4."
     dtype, c = projected.dtype, c.to(gate_dtype(projected.dtype))
-    if not len(projected): return LayerRun(projected.new_zeros(0, h.shape[1]), h.to(dtype), c.to(dtype), *c.new_zeros(2, 0))
+    if not len(projected):
+        return LayerRun(projected.new_zeros(0, h.shape[1]), h.to(dtype), c.to(dtype),
+                        *c.new_zeros(2, 0))
     order, taken = -1 if reverse else 1, []
-    steps = projected.split(step_sizes(len(projected), len(h), batch_sizes))  # once: to index at each step is slow (page 140)
+    # split once: to index at each step is slow (page 140)
+    steps = projected.split(step_sizes(len(projected), len(h), batch_sizes))
     for x in steps[::order]:
         step = on_lstm_step(x, h[:len(x)], c[:len(x)], weight_hh, levels, live_top)
         taken.append(step._replace(h=step.h.to(dtype)))
@@ -96,7 +99,7 @@ ENGINES = dict(loop='lotterybook.ordered_neurons.recurrence:loop',
                numba='lotterybook.ordered_neurons.fast_on_lstm:numba_loop',
                triton='lotterybook.ordered_neurons.on_lstm_on_cuda:triton_loop')
 
-_COMPILERS = [name for name in ('numba', 'triton') if find_spec(name)]  # installed here, and not imported by asking
+_COMPILERS = [name for name in ('numba', 'triton') if find_spec(name)]  # asking imports nothing
 
 def find_engine(
     name: str,       # 'auto', or a key of `ENGINES`
@@ -104,7 +107,8 @@ def find_engine(
 ) -> str:            # a key of `ENGINES`
     "The engine to use: the one asked for, or the one that fits the device."
     if checked_name(name, ['auto', *ENGINES], 'engine') != 'auto': return name
-    in_transform = not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    in_transform = (not torch.compiler.is_compiling() and
+                    torch._C._functorch.peek_interpreter_stack() is not None)
     if in_transform: return 'loop'  # of torch.func
     compiler = {'cpu': 'numba', 'cuda': 'triton'}.get(tensor.device.type)
     return compiler if compiler in _COMPILERS else 'loop'
@@ -125,6 +129,6 @@ def recur(
     projected: Tensor,  # `(rows, 4 hidden + 2 levels)`
     *args: object,      # the other arguments of `loop`
     **options: object,  # by name
-) -> LayerRun:               # as `loop` returns it
+) -> LayerRun:          # as `loop` returns it
     "LayerRun a batch of sequences through an engine."
     return load_engine(find_engine(engine, projected))(projected, *args, **options)

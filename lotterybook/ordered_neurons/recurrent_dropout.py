@@ -12,10 +12,10 @@ from ..foundations.arguments import checked_fraction, checked_name
 
 # %% ../../nbs/1_ordered_neurons/124_recurrent_dropout.ipynb #export-locked
 def locked_dropout(
-    x: Tensor,                          # `(seq, batch, features)`; with `sequence_of`: `(rows, features)`
+    x: Tensor,                          # `(seq, batch, features)`, or packed `(rows, features)`
     p: float,                           # share of features dropped, in [0, 1)
     training: bool = True,              # otherwise `x` comes back
-    sequence_of: Tensor | None = None,  # `(rows,)` int64: the sequence of each row of a packed batch
+    sequence_of: Tensor | None = None,  # `(rows,)` int64: the sequence of each row, if packed
 ) -> Tensor:                            # same shape
     "Dropout with one mask for all steps of a sequence. Gal & Ghahramani (2016), §4."
     if x.dim() != (3 if sequence_of is None else 2):

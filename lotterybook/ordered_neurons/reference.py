@@ -21,7 +21,8 @@ class LayerShape(NamedTuple):
 
     @property
     def rows(self) -> int: # 4D + 2N
-        "Rows of a layer's matrices: three gates and the new content over cells, two gates over levels. Shen et al. (2019), released code."
+        ("Rows of a layer's matrices: three gates and the new content over cells, "
+         "two gates over levels. Shen et al. (2019), released code.")
         return 4 * self.hidden_size + 2 * self.levels
 
 _KEYS = 'ih.0.weight', 'ih.0.bias', 'hh.weight', 'hh.bias'
@@ -30,20 +31,25 @@ def layer_shapes(
     state_dict: dict[str, Tensor], # keys `cells.{l}.ih.0.weight` and so on; others are ignored
     chunk_size: int,               # cells C that share one level
 ) -> list[LayerShape]:             # one a layer, from the lowest
-    "Sizes of every layer of a released checkpoint, or what does not fit. Shen et al. (2019), released code."
+    ("Sizes of every layer of a released checkpoint, or what does not fit. "
+     "Shen et al. (2019), released code.")
     layers = [int(m[1]) for key in state_dict if (m := re.match(r'cells\.(\d+)\.', key))]
     shapes = []
     for l in range(max(layers, default=0) + 1):
         missing = [f'cells.{l}.{key}' for key in _KEYS if f'cells.{l}.{key}' not in state_dict]
-        if missing: raise ValueError(f'no {", ".join(missing)} among the keys {", ".join([*state_dict][:8]) or "(none)"}')
+        if missing:
+            raise ValueError(f'no {", ".join(missing)} among the keys '
+                             f'{", ".join([*state_dict][:8]) or "(none)"}')
         shapes.append(_layer_shape(state_dict, l, chunk_size))
         if l and shapes[l].input_size != shapes[l - 1].hidden_size:
-            raise ValueError(f'layer {l} reads {shapes[l].input_size} numbers, but layer {l - 1} gives {shapes[l - 1].hidden_size}')
+            raise ValueError(f'layer {l} reads {shapes[l].input_size} numbers, '
+                             f'but layer {l - 1} gives {shapes[l - 1].hidden_size}')
     return shapes
 
 def _levels(D, chunk_size, l):
     "N of layer `l`, if its cells fill whole chunks."
-    if D % checked_size(chunk_size, 'chunk_size'): raise ValueError(f'layer {l} has {D} cells, which chunk_size={chunk_size} does not divide')
+    if D % checked_size(chunk_size, 'chunk_size'):
+        raise ValueError(f'layer {l} has {D} cells, which chunk_size={chunk_size} does not divide')
     return D // chunk_size
 
 def _layer_shape(state_dict, l, chunk_size):
@@ -54,7 +60,8 @@ def _layer_shape(state_dict, l, chunk_size):
     if U != (shape.rows, D):
         fits = [c for c in range(1, D + 1) if D % c == 0 and 4 * D + 2 * D // c == U[0]]
         hint = f'chunk_size={fits[0]} would fit' if fits else 'no chunk_size fits'
-        raise ValueError(f'cells.{l}.hh.weight is {U}; {D} cells in chunks of {chunk_size} need {shape.rows} rows; {hint}')
+        raise ValueError(f'cells.{l}.hh.weight is {U}; '
+                         f'{D} cells in chunks of {chunk_size} need {shape.rows} rows; {hint}')
     want = (shape.rows, W[-1]), (shape.rows,), (shape.rows, D), (shape.rows,)
     for key, have, need in zip(_KEYS, (W, b, U, b_h), want):
         if have != need: raise ValueError(f'cells.{l}.{key} is {have}, but must be {need}')
@@ -72,7 +79,8 @@ def sines(
 
 def _floating(dtype):
     "The type, if it holds fractions."
-    if not dtype.is_floating_point: raise ValueError(f'dtype={dtype} holds no fractions; take a floating one')
+    if not dtype.is_floating_point:
+        raise ValueError(f'dtype={dtype} holds no fractions; take a floating one')
     return dtype
 
 def example_state_dict(
@@ -80,14 +88,16 @@ def example_state_dict(
     chunk_size: int,                    # cells C that share one level
     dtype: torch.dtype = torch.float64, # of all weights
 ) -> dict[str, Tensor]:                 # in the released layout, weights from a formula
-    "Weights of a stack of layers that depend on nothing but sizes: `sines`, over √(fan in)/2. Our choice."
+    ("Weights of a stack of layers that depend on nothing but sizes: "
+     "`sines`, over √(fan in)/2. Our choice.")
     if len(sizes) < 2: raise ValueError(f'sizes={sizes} must be an input and one layer at least')
     weights, n = {}, 1
     for l, (input_size, D) in enumerate(zip(sizes, sizes[1:])):
         rows = LayerShape(input_size, D, _levels(D, chunk_size, l)).rows
         for key, shape in zip(_KEYS, ((rows, input_size), (rows,), (rows, D), (rows,))):
             fan_in = shape[-1] if len(shape) == 2 else D
-            weights[f'cells.{l}.{key}'] = (sines(*shape, start=n) * 2 / fan_in ** .5).to(_floating(dtype))
+            weights[f'cells.{l}.{key}'] = (
+                sines(*shape, start=n) * 2 / fan_in ** .5).to(_floating(dtype))
             n += weights[f'cells.{l}.{key}'].numel()
     return weights
 
@@ -106,14 +116,17 @@ def naive_on_lstm(
     chunk_size: int,                           # cells C that share one level
     state: tuple[list, list] | None = None,    # `(h, c)` as in `NaiveRun`; `None`: zeros
 ) -> NaiveRun:                                 # differentiable by weights, `x` and `state`
-    "ON-LSTM without dropout, one step after the other: slow, plain, the oracle. Shen et al. (2019), §4, released code."
+    ("ON-LSTM without dropout, one step after the other: slow, plain, the oracle. "
+     "Shen et al. (2019), §4, released code.")
     shapes = layer_shapes(state_dict, chunk_size)
     if x.ndim != 3 or x.shape[-1] != shapes[0].input_size or not len(x):
-        raise ValueError(f'x is {tuple(x.shape)}, but must be (seq, batch, {shapes[0].input_size}) with seq at least 1')
+        raise ValueError(f'x is {tuple(x.shape)}, '
+                         f'but must be (seq, batch, {shapes[0].input_size}) with seq at least 1')
     batch, want = x.shape[1], [(x.shape[1], D) for _, D, _ in shapes]
     for name, given in zip('hc', () if state is None else state):
         if (have := [tuple(o.shape) for o in given]) != want:
-            raise ValueError(f'{name} has the shapes {have}, but must have {want}: (batch, hidden) for each layer')
+            raise ValueError(f'{name} has the shapes {have}, '
+                             f'but must have {want}: (batch, hidden) for each layer')
     last_h, last_c, distances_forget, distances_input = [], [], [], []
     for l, (_, D, N) in enumerate(shapes):
         W, b_x, U, b_h = (state_dict[f'cells.{l}.{key}'] for key in _KEYS)

@@ -23,7 +23,8 @@ def _new_weights(ticket: Ticket, make_run: Callable, seed: int, *purpose: str | 
     "A run with other weights of the same distribution, or an error if they are the ticket's."
     run = first_run(make_run, seed, *purpose)
     if all(run.net.get_parameter(k).detach().cpu().equal(ticket.theta_0[k]) for k in ticket.masks):
-        raise ValueError("make_run gave the ticket's own weights again; it must draw them from PyTorch's global generator, or from its seed")
+        raise ValueError("make_run gave the ticket's own weights again; it must draw them from "
+                         "PyTorch's global generator, or from its seed")
     return run
 
 def reinit(
@@ -44,7 +45,8 @@ def shuffled_masks(
     generator: Generator,  # draws the orders
 ) -> Masks:                # as many kept in each layer
     "Each layer's mask in another order."
-    return {k: m.flatten()[torch.randperm(m.numel(), generator=generator)].view(m.shape) for k, m in masks.items()}
+    def other(m): return m.flatten()[torch.randperm(m.numel(), generator=generator)].view(m.shape)
+    return {name: other(mask) for name, mask in masks.items()}
 
 def shuffled(
     ticket: Ticket,                  # number kept in each layer
@@ -66,14 +68,14 @@ def random_subnetwork(
     round: int = 0,                  # each round draws anew
     prune: Callable | None = None,   # not used
 ) -> Run:                            # to be trained
-    "Mask and weights both drawn anew: randomly sampled subnetworks. Frankle & Carbin (2019), figure 1."
+    "Mask and weights both drawn anew. Frankle & Carbin (2019), figure 1."
     run = _new_weights(ticket, make_run, seed, 'random', round)
     run.set_masks(shuffled_masks(ticket.masks, rng(seed, 'random mask', round)))
     return run
 
 # %% ../../nbs/3_tickets/320_controls.ipynb #export-at-once
-def _pruned_at_once(theta: dict, dense: Ticket, make_run: Callable, seed: int, round: int, prune: Callable) -> Run:
-    "The search's first run under masks for which the weights theta were pruned `round` times, without training in between."
+def _pruned_at_once(theta: dict, dense: Ticket, make_run, seed: int, round: int, prune) -> Run:
+    "The search's first run, under masks made by pruning theta `round` times without training."
     if not all(m.all() for m in dense.masks.values()):
         raise ValueError('a dense ticket is needed, round 0 of a search; this one is pruned')
     run   = first_run(make_run, seed)
@@ -91,8 +93,9 @@ def one_shot(
     round: int,                      # of pruning, which the size is taken from
     prune: Callable[[Run], Masks],   # as in the search
 ) -> Run:                            # to be trained
-    "Prune the trained dense network once to the size wanted, and rewind. Frankle & Carbin (2019), §2."
-    if dense.theta_T is None: raise ValueError('one-shot pruning ranks trained weights; this ticket has no theta_T')
+    "Prune the trained dense network once to the size wanted. Frankle & Carbin (2019), §2."
+    if dense.theta_T is None:
+        raise ValueError('one-shot pruning ranks trained weights; this ticket has no theta_T')
     return _pruned_at_once(dense.theta_T, dense, make_run, seed, round, prune)
 
 def magnitude_at_init(
@@ -114,13 +117,15 @@ class Condition(NamedTuple):
     after: str            # made from the 'ticket' of its round, or from the 'dense' one of round 0
     make: Callable | None # `(ticket, make_run, seed, round, prune) -> Run`; None: the search itself
 
-CONDITIONS = dict(
-    ticket            = Condition(METHODS['ticket'], 'theta_0', 'found round by round', 'ticket', None),
-    reinit            = Condition(METHODS['reinit'], 'drawn anew', "the ticket's", 'ticket', reinit),
-    shuffled          = Condition(METHODS['shuffled'], 'theta_0', "the ticket's, shuffled in each layer", 'ticket', shuffled),
-    random            = Condition(METHODS['random'], 'drawn anew', "the ticket's, shuffled in each layer", 'ticket', random_subnetwork),
-    one_shot          = Condition(METHODS['one_shot'], 'theta_0', 'by trained size, at once', 'dense', one_shot),
-    magnitude_at_init = Condition(METHODS['magnitude_at_init'], 'theta_0', 'by size before training', 'dense', magnitude_at_init))
+_IN_LAYERS = "the ticket's, shuffled in each layer"
+_ROWS = (  # name, weights, mask, made from, by
+    ('ticket',            'theta_0',    'found round by round',    'ticket', None),
+    ('reinit',            'drawn anew', "the ticket's",            'ticket', reinit),
+    ('shuffled',          'theta_0',    _IN_LAYERS,                'ticket', shuffled),
+    ('random',            'drawn anew', _IN_LAYERS,                'ticket', random_subnetwork),
+    ('one_shot',          'theta_0',    'by trained size',         'dense',  one_shot),
+    ('magnitude_at_init', 'theta_0',    'by size before training', 'dense',  magnitude_at_init))
+CONDITIONS = {name: Condition(METHODS[name], *row) for name, *row in _ROWS}
 
 def control_run(
     condition: str,                  # a key of `CONDITIONS` other than 'ticket'

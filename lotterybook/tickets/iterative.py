@@ -28,7 +28,8 @@ def _pruned(run: Run, prune: Callable[[Run], Masks]) -> Masks:
     check_masks(new, run.net, run.masks)
     for name, old in run.masks.items():
         if back := int((new[name] & ~old).count_nonzero()):
-            raise ValueError(f'prune brings {back} pruned weights of {name!r} back; in a search it may only remove')
+            raise ValueError(f'prune brings {back} pruned weights of {name!r} back; '
+                             'in a search it may only remove')
     return new
 
 def tickets(
@@ -48,7 +49,8 @@ def tickets(
             run.file = kept and kept.state(run.round)
             run.net.train()
             outcome = trained(run, train)
-            notes   = dict(seed=run.seed, round=run.round, remaining=remaining(run.masks), outcome=outcome)
+            notes   = dict(seed=run.seed, round=run.round, remaining=remaining(run.masks),
+                           outcome=outcome)
             ticket  = Ticket(theta_0, dict(run.masks), snapshot(run.net), notes)
             if kept: ticket = kept.write(ticket)
         yield run, ticket
@@ -64,21 +66,22 @@ def _said_on_stop(kept: KeptRounds | None, found: list) -> Iterator[None]:
         raise
 
 def find_ticket(
-    make_run: Callable[[int], Run],             # `make_run(seed)`: a network and its optimizer, ready to be trained
-    train: Callable[[Run], object],             # `train(run)` trains `run.net` under `run.masks`; it may return any plain value
-    prune: Callable[[Run], Masks] | None = None,# `prune(run)`: new masks; None: `pruner()`, a fifth of each layer by magnitude
+    make_run: Callable[[int], Run],   # `make_run(seed)`: a network and its optimizer, untrained
+    train: Callable[[Run], object],   # `train(run)` trains `run.net`; it may return any plain value
+    prune: Callable[[Run], Masks] | None = None, # new masks; None: `pruner()`
     *,
-    rounds: int = 15,                           # of pruning, each with a training after it
-    seed: int = 0,                              # the replicate
-    folder: str | Path | None = None,           # keeps every round; the same call goes on from what is there
-    settings: dict | None = None,               # whatever makes this search another one, plain values; required with `folder`
-    name: str = 'ticket',                       # files are `{name}-round{r}.safetensors`
-    progress: bool = True,                      # show a bar, and say what was read
-) -> list[Ticket]:                              # one a round; the first is the dense network
-    "Iterative pruning with rewinding. Frankle & Carbin (2019), §1; to step k: Frankle et al. (2020), §2."
+    rounds: int = 15,                 # of pruning, each with a training after it
+    seed: int = 0,                    # the replicate
+    folder: str | Path | None = None, # keeps every round; the same call goes on from what is there
+    settings: dict | None = None,     # what makes this search another one; required with `folder`
+    name: str = 'ticket',             # files are `{name}-round{r}.safetensors`
+    progress: bool = True,            # show a bar, and say what was read
+) -> list[Ticket]:                    # one a round; the first is the dense network
+    "Iterative pruning with rewinding. Frankle & Carbin (2019), §1; Frankle et al. (2020), §2."
     checked_size(rounds, 'rounds', least=0)
     if folder and settings is None:
-        raise ValueError("folder needs settings: plain values that make this search another one, as dict(data='digits', lr=1e-3, rate=.2)")
+        raise ValueError('folder needs settings: plain values that make this search another one, '
+                         "as dict(data='digits', lr=1e-3, rate=.2)")
     run   = first_run(make_run, seed)
     kept  = KeptRounds(folder, name, settings, run) if folder else None
     if not run.step: _warn_if_same(run, make_run)
@@ -87,12 +90,14 @@ def find_ticket(
         for run, ticket in tickets(run, train, prune or pruner(), rounds, kept):
             found.append(ticket)
             if bar: bar.update(); bar.set_postfix(remaining=f'{100*remaining(ticket.masks):.1f}%')
-    if kept and kept.found and progress: print(f'{kept.found} of {rounds + 1} rounds were read from {folder}.')
+    if kept and kept.found and progress:
+        print(f'{kept.found} of {rounds + 1} rounds were read from {folder}.')
     return found
 
 def _warn_if_same(run: Run, make_run: Callable) -> None:
     "Warn if another seed gives the same weights: then every seed is the same replicate."
     other = first_run(make_run, run.seed, 'another')
     if all(run.net.get_parameter(k).equal(other.net.get_parameter(k)) for k in run.masks):
-        warnings.warn("make_run gives the same weights whatever the seed; to make replicates differ, draw them from PyTorch's "
-                      'global generator, or from the seed', stacklevel=3)
+        warnings.warn('make_run gives the same weights whatever the seed; to make replicates '
+                      "differ, draw them from PyTorch's global generator, or from the seed",
+                      stacklevel=3)

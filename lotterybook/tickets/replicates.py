@@ -37,7 +37,7 @@ def search_settings(
     rounds: int = 15,         # of pruning
     steps: int | None = None, # optimizer steps of each training; None: 1,000 on digits, else 50,000
     rate: float = .2,         # fraction of survivors removed each round
-    scale: dict[str, float] | None = None, # factors of the rate, by weight; None: half for `output.weight`
+    scale: dict[str, float] | None = None, # factors of the rate; None: half for `output.weight`
     lr: float = 1.2e-3,       # Adam's learning rate
     batch_size: int = 60,     # examples per step
     eval_every: int = 100,    # steps between looks at the validation set
@@ -50,17 +50,20 @@ def search_settings(
     checked_name(net, NETWORKS, 'network')
     checked_fraction(rate, 'rate'); checked_size(rounds, 'rounds')
     try: there = torch.device(device).type != 'cuda' or torch.cuda.is_available()
-    except RuntimeError as e: raise ValueError(f'device={device!r} is none that PyTorch knows: {e}') from e
+    except RuntimeError as e:
+        raise ValueError(f'device={device!r} is none that PyTorch knows: {e}') from e
     if not there: raise ValueError(f'device={device!r}: PyTorch finds no CUDA device here')
     scale = {'output.weight': .5} if scale is None else dict(scale)
-    with torch.device('meta'): names = [name for name, _ in NETWORKS[net]().named_parameters()]  # no weights are drawn
-    unknown = scale.keys() - set(names)
-    if unknown: raise ValueError(f'scale names {", ".join(sorted(unknown))}, which {net} does not have')
+    with torch.device('meta'): names = {name for name, _ in NETWORKS[net]().named_parameters()}
+    if unknown := scale.keys() - names:
+        raise ValueError(f'scale names {", ".join(sorted(unknown))}, which {net} does not have')
     steps = (1000 if data == 'digits' else 50_000) if steps is None else steps
     if not lr > 0: raise ValueError(f'lr={lr} must be above 0')
     for name, factor in scale.items():
-        if not 0 <= rate*factor < 1: raise ValueError(f'scale of {name}: {factor} times the rate of {rate} is no fraction in [0, 1)')
-    for name, size in dict(steps=steps, batch_size=batch_size, eval_every=eval_every).items(): checked_size(size, name)
+        if not 0 <= rate*factor < 1:
+            raise ValueError(f'scale of {name}: {factor} times the rate of {rate} is not in [0, 1)')
+    sizes = dict(steps=steps, batch_size=batch_size, eval_every=eval_every)
+    for name, size in sizes.items(): checked_size(size, name)
     return dict(data=data, net=net, rounds=rounds, steps=steps, rate=rate, scale=scale, lr=lr,
                 batch_size=batch_size, eval_every=eval_every, device=device)
 
@@ -72,11 +75,13 @@ def search_plan(
     control_rounds: Iterable[int] | None = None,  # where the controls run; None: after every round
 ) -> list[dict]:  # seed, round, condition; a seed's runs together
     "Every run of a search. Round 0 is the dense network, and belongs to the ticket."
-    seeds, conditions, at = list(seeds), list(conditions), set(range(1, rounds + 1) if control_rounds is None else control_rounds)
+    seeds, conditions, every = list(seeds), list(conditions), range(1, rounds + 1)
+    at = set(every if control_rounds is None else control_rounds)
     for c in conditions: checked_name(c, CONDITIONS, 'condition')
     for s in seeds: checked_size(s, 'seed', least=0)
-    if 'ticket' not in conditions: raise ValueError('conditions must name ticket: the controls are made from it')
-    if at - set(range(1, rounds + 1)):
+    if 'ticket' not in conditions:
+        raise ValueError('conditions must name ticket: the controls are made from it')
+    if at - set(every):
         raise ValueError(f'control rounds {sorted(at)} must lie in 1 to {rounds}')
     return [dict(seed=s, round=r, condition=c) for s in seeds for r in range(rounds + 1)
             for c in CONDITIONS if c in conditions and (c == 'ticket' or r in at)]
@@ -91,7 +96,7 @@ def run_file(
 def runs_before(
     config: dict,  # one run of a plan
 ) -> list[dict]:   # runs of the same plan
-    "What must be finished before: the last round, the dense network, or the ticket a control copies."
+    "What must be finished first: the last round, the dense network, or the ticket a control copies."
     r, condition = config['round'], config['condition']
     if condition == 'ticket': r -= 1
     elif CONDITIONS[condition].after == 'dense': r = 0
@@ -100,7 +105,7 @@ def runs_before(
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-run
 @lru_cache(maxsize=3)
 def _data(name: str, seed: int) -> Splits:
-    "A replicate's data; three are kept, for a worker goes back and forth between neighbouring seeds."
+    "A replicate's data; three are kept, for workers go back and forth between neighbouring seeds."
     return load(name, seed)
 
 def _first(seed: int, settings: dict) -> Run:
@@ -111,7 +116,9 @@ def _first(seed: int, settings: dict) -> Run:
 def _train(run: Run, settings: dict) -> dict:
     "Train as the settings say."
     options = {k: settings[k] for k in ('steps', 'batch_size', 'eval_every', 'device')}
-    return train_run(run, _data(settings['data'], run.seed), file=run.file, settings=dict(settings, seed=run.seed, round=run.round), **options)
+    mine = dict(settings, seed=run.seed, round=run.round)
+    data = _data(settings['data'], run.seed)
+    return train_run(run, data, file=run.file, settings=mine, **options)
 
 def classification_parts(
     settings: dict, # of `search_settings`
@@ -140,11 +147,12 @@ def run_one(
     make_run, train, prune = parts(settings)
     began = time.perf_counter()
     if condition == 'ticket':
-        ticket = find_ticket(make_run, train, prune, rounds=r, seed=seed, folder=out, settings=_identity(settings),
-                             name=f'ticket-seed{seed}', progress=False)[-1]
+        ticket = find_ticket(make_run, train, prune, rounds=r, seed=seed, progress=False, folder=out,
+                             settings=_identity(settings), name=f'ticket-seed{seed}')[-1]
         outcome, masks = ticket.settings['outcome'], ticket.masks
     else:
-        run = control_run(condition, lambda r: load_ticket(ticket_file(out, seed, r)), make_run, seed, r, prune)
+        def kept(r): return load_ticket(ticket_file(out, seed, r))
+        run = control_run(condition, kept, make_run, seed, r, prune)
         run.file = Path(out)/f'.{run_file(config)}.state'
         outcome, masks = trained(run, train), run.masks
         run.file.unlink(missing_ok=True)
@@ -161,30 +169,32 @@ def table_row(
 ) -> dict:      # seed, round, condition, remaining, and the numbers that the training returned
     "What the table has of a run; not its seconds, which are never the same twice."
     first  = ('seed', 'round', 'condition', 'remaining')
-    others = (k for k, v in run.items() if k not in (*first, 'seconds') and isinstance(v, int | float | str))
-    return {k: run[k] for k in (*first, *others)}
+    others = (k for k, v in run.items() if isinstance(v, int | float | str))
+    return {k: run[k] for k in (*first, *others) if k != 'seconds'}
 
 def finished_runs(
     out: str | Path,                 # folder of a search
     plan: list[dict] | None = None,  # of `search_plan`; None: all that is there
-) -> list[dict]:                     # config and result of those that are done, in the order of a plan
+) -> list[dict]:                     # config and result of those done, in the order of a plan
     "What a search has done so far."
     runs = Path(out)/'runs'
     if plan is None:
         there = [json.loads(f.read_text())['config'] for f in runs.glob('*.json')]
-        plan  = sorted(there, key=lambda c: (c['seed'], c['round'], list(CONDITIONS).index(c['condition'])))
-    return [dict(c, **read_result(runs/f'{run_file(c)}.json', c)) for c in plan if (runs/f'{run_file(c)}.json').exists()]
+        order = list(CONDITIONS)
+        plan  = sorted(there, key=lambda c: (c['seed'], c['round'], order.index(c['condition'])))
+    files = [(c, runs/f'{run_file(c)}.json') for c in plan]
+    return [dict(c, **read_result(file, c)) for c, file in files if file.exists()]
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-search
 def search(
     settings: dict,     # of `search_settings`, or of your own `parts`; plain values
     plan: list[dict],   # of `search_plan`
     out: str | Path,    # folder for results and tickets
-    started: Callable[[], None] = lambda: None,  # called when the folder is found to be free and of this search
-    parts: Callable = classification_parts, # of the settings: make_run, train, prune; a function that processes can import
+    started: Callable[[], None] = lambda: None, # called when the folder is free and of this search
+    parts: Callable = classification_parts,     # of settings: make_run, train, prune; importable
     **options: object,  # of `sweep`: workers, executor, progress
 ) -> list[dict]:        # a row per run, of `table_row`
-    "Do what is missing of a search. Interrupted at any moment, it goes on when called again, to the same bits."
+    "Do what is missing of a search. Interrupted, it goes on when called again, to the same bits."
     with folder_lock(out):
         _claim(Path(out), settings)
         started()
@@ -193,17 +203,21 @@ def search(
     return [table_row(dict(c, **r)) for c, r in zip(plan, results)]
 
 def _claim(out: Path, settings: dict) -> None:
-    "Note the settings of a search in its folder; refuse a folder where another one has finished runs."
+    "Note the settings of a search in its folder; refuse one where another has finished runs."
     keep = out/'search.json'
     if keep.exists() and any((out/'runs').glob('*.json')):
         before = json.loads(keep.read_text())
         check_settings(_identity(before), _identity(settings), out)
-        settings = dict(settings, rounds=max(settings.get('rounds', 0), before.get('rounds', 0)))  # asking for less takes nothing away
+        rounds = max(settings.get('rounds', 0), before.get('rounds', 0))  # less takes nothing away
+        settings = dict(settings, rounds=rounds)
     write_atomically(keep, json.dumps(settings, indent=1) + '\n')
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-draw
-MEASURES = {'stop_step': ('early-stop step', 1), 'stop_accuracy': ('test accuracy at early stop (%)', 100),
-            'end_accuracy': ('test accuracy at the end (%)', 100), 'train_accuracy': ('training accuracy at the end (%)', 100)}
+MEASURES = {  # label, factor
+    'stop_step':      ('early-stop step', 1),
+    'stop_accuracy':  ('test accuracy at early stop (%)', 100),
+    'end_accuracy':   ('test accuracy at the end (%)', 100),
+    'train_accuracy': ('training accuracy at the end (%)', 100)}
 
 def _draw_measure(
     ax,               # matplotlib's
@@ -227,7 +241,7 @@ def _draw_measure(
         ends.append((sum(last)/len(last), look.label, look.color))
     plots.remaining_axis(ax)
     ax.set_ylabel(label)
-    if measure == 'stop_step' and max(table.values()) > 4*min(table.values()):  # spread over decades
+    if measure == 'stop_step' and max(table.values()) > 4*min(table.values()):  # over decades
         ax.set_yscale('log')
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_minor_locator(NullLocator())
@@ -242,9 +256,9 @@ def _draw_measure(
 def draw_search(
     rows: list[dict],  # of `search`
     title: str = '',   # the finding, if there is one
-    measures: tuple[str, ...] = ('stop_step', 'stop_accuracy'), # of `MEASURES` or other columns, one panel each
+    measures: tuple[str, ...] = ('stop_step', 'stop_accuracy'), # columns, one panel each
 ):                     # a matplotlib figure
-    "Measures against weights remaining: each condition's seeds, mean and interval. Frankle & Carbin (2019), figures 3 to 5."
+    "Measures against weights remaining, by condition. Frankle & Carbin (2019), figures 3 to 5."
     import matplotlib.pyplot as plt
     from lotterybook.foundations.plots import caption
     fig, axs = plt.subplots(len(measures), 1, figsize=(6, .4 + 2.5*len(measures)), squeeze=False)

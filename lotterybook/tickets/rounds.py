@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 import inspect
 from pathlib import Path
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook as before_any_step
 from ..foundations.arguments import check_settings, plain
 from ..foundations.checkpoints import load_run, save_run
@@ -21,19 +22,20 @@ from .rewinding import rewind
 from .ticket_files import Ticket, load_ticket, save_ticket
 
 # %% ../../nbs/3_tickets/308_rounds.ipynb #export-first-run
-_FORM = """find_ticket(make_run, train) wants a function that makes a run from a seed, and one that trains it:
+_FORM = """find_ticket(make_run, train) wants a function that makes a run, and one that trains it:
 
     def make_run(seed):
         net = lenet(64, seed=seed)
         return Run(net, torch.optim.Adam(net.parameters()), full_masks(net))
     def train(run):
-        with keep_pruned(run.net, run.masks): ...  # any loop; or advance(run, objective, batches, end)
+        with keep_pruned(run.net, run.masks): ...  # any loop, or advance(run, ...)
 
 """
 def _check_takes_one(function: Callable, name: str) -> None:
     "Raise a `ValueError` that shows the form unless a function can be called with one argument."
     try: inspect.signature(function).bind(None)
-    except TypeError as e: raise ValueError(f'{_FORM}but {name} cannot be called with one argument: {e}') from None
+    except TypeError as e:
+        raise ValueError(f'{_FORM}but {name} cannot be called with one argument: {e}') from None
     except ValueError: pass  # a builtin: nothing is known of its arguments
 
 def first_run(
@@ -43,8 +45,10 @@ def first_run(
 ) -> Run:                           # with masks, of all its prunable weights if it came without
     "The run that a search of this replicate begins with."
     _check_takes_one(make_run, 'make_run')
-    with random_stream(seed, *(purpose or ('init',))): run = make_run(mixed_seed(seed, *purpose) if purpose else seed)
-    if not isinstance(run, Run): raise ValueError(f'{_FORM}but make_run gave a {type(run).__name__}')
+    with random_stream(seed, *(purpose or ('init',))):
+        run = make_run(mixed_seed(seed, *purpose) if purpose else seed)
+    if not isinstance(run, Run):
+        raise ValueError(f'{_FORM}but make_run gave a {type(run).__name__}')
     if not run.masks: run.set_masks(full_masks(run.net))
     run.seed = seed
     return run
@@ -52,8 +56,9 @@ def first_run(
 # %% ../../nbs/3_tickets/308_rounds.ipynb #export-trained
 @contextmanager
 def _watched(run: Run) -> Iterator[None]:
-    "A block in which pruned weights are zero before each forward pass and before each optimizer step."
-    def watch(*_): run.held.check(trust=run.batch is not None)  # both moments: compiled networks skip one, loops by hand the other
+    "A block in which pruned weights are zero before each forward pass and optimizer step."
+    # both moments: compiled networks skip the one, loops by hand the other
+    def watch(*_): run.held.check(trust=run.batch is not None)
     watches = run.net.register_forward_pre_hook(watch), before_any_step(watch)
     try: yield
     finally:
@@ -63,16 +68,19 @@ def _watched(run: Run) -> Iterator[None]:
 def trained(
     run: Run,                        # trained by `train`
     train: Callable[[Run], object],  # any loop; returns plain values
-) -> object:                         # what it returns, plain; of a dictionary without `seconds`, which are never the same twice
+) -> object:                         # what it returns, plain; without `seconds`: they differ each t
     "Train with the caller's own loop, and make sure that it trains the network it was given."
     _check_takes_one(train, 'train')
     with random_stream(run.seed, 'training'), _watched(run): outcome = train(run)
     for name, p in run.net.named_parameters():
-        if not p.isfinite().all(): raise ValueError(f'after training, {name!r} holds numbers that are not finite')
+        if not p.isfinite().all():
+            raise ValueError(f'after training, {name!r} holds numbers that are not finite')
     if isinstance(outcome, dict): outcome = {k: v for k, v in outcome.items() if k != 'seconds'}
     return plain(outcome, 'what train(run) returns')
 
 # %% ../../nbs/3_tickets/308_rounds.ipynb #export-kept
+def _same(a: Tensor, b: Tensor) -> bool: return a.dtype == b.dtype and a.equal(b)
+
 class KeptRounds:
     "The rounds of a search in a folder."
     def __init__(self,
@@ -103,11 +111,16 @@ class KeptRounds:
         if not file.exists(): return None
         ticket = load_ticket(file, run.net)
         check_settings(ticket.settings.get('search', {}), self.settings, file)
-        if ticket.theta_T is None: raise ValueError(f'{file} is not trained: it has no final.*; remove it')
-        differ = [k for k, v in theta_0.items() if v.dtype != ticket.theta_0[k].dtype or not v.equal(ticket.theta_0[k])]
-        if differ: raise ValueError(f'{file} began with other weights: make_run({run.seed}) does not give the {", ".join(differ)} kept there')
-        if remaining(ticket.masks) != remaining(masks):
-            raise ValueError(f'{file} keeps {remaining(ticket.masks):.2%} of the weights, and prune now keeps {remaining(masks):.2%}: another search')
+        if ticket.theta_T is None:
+            raise ValueError(f'{file} is not trained: it has no final.*; remove it')
+        differ = [k for k, v in theta_0.items() if not _same(v, ticket.theta_0[k])]
+        if differ:
+            raise ValueError(f'{file} began with other weights: make_run({run.seed}) does not give '
+                             f'the {", ".join(differ)} kept there')
+        then, now = remaining(ticket.masks), remaining(masks)
+        if then != now:
+            raise ValueError(f'{file} is of another search: it keeps {then:.2%} of the weights, '
+                             f'and prune now keeps {now:.2%}')
         self.found += 1
         run.set_masks(ticket.masks)
         rewind(run.net, ticket.theta_T)
