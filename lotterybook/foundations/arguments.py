@@ -31,7 +31,8 @@ def checked_fraction(
     "A number between 0 and 1, or a ValueError that names it."
     number = isinstance(fraction, Real) and not isinstance(fraction, bool)
     if number and (0 < fraction < 1 or zero and fraction == 0): return float(fraction)
-    raise ValueError(f'{name}={fraction!r} must ' + ('be at least 0 and below 1' if zero else 'lie between 0 and 1'))
+    raise ValueError(f'{name}={fraction!r} must ' +
+                     ('be at least 0 and below 1' if zero else 'lie between 0 and 1'))
 
 # %% ../../nbs/7_foundations/700_arguments.ipynb #export-name
 def checked_name(
@@ -41,7 +42,8 @@ def checked_name(
 ) -> str:                 # `value`
     "One of the known names, or a ValueError that lists them."
     known = list(known)
-    if not isinstance(value, str) or value not in known: raise ValueError(f'unknown {name} {value!r}; known are {", ".join(known)}')
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f'unknown {name} {value!r}; known are {", ".join(known)}')
     return value
 
 # %% ../../nbs/7_foundations/700_arguments.ipynb #export-plain
@@ -56,7 +58,8 @@ def plain(
 ) -> object:       # as it comes back from a JSON file: a tuple is a list
     "A plain value, or a ValueError."
     try: return json.loads(json.dumps(value, default=_number))
-    except TypeError as e: raise ValueError(f'{what} may hold numbers, text, lists and dictionaries: {e}') from e
+    except TypeError as e:
+        raise ValueError(f'{what} may hold numbers, text, lists and dictionaries: {e}') from e
 
 def check_settings(
     before: dict,      # the settings that something was made with
@@ -66,5 +69,8 @@ def check_settings(
     "Raise a ValueError that names what differs, both ways."
     before, now = plain(before, 'settings'), plain(now, 'settings')
     def told(settings, name): return repr(settings[name]) if name in settings else 'not given'
-    differ = [f'{k} was {told(before, k)}, is {told(now, k)}' for k in before | now if told(before, k) != told(now, k)]
-    if differ: raise ValueError(f'{where} is of another run: {"; ".join(differ)}. Name another place, or remove it.')
+    differ = [f'{k} was {told(before, k)}, is {told(now, k)}'
+              for k in before | now if told(before, k) != told(now, k)]
+    if differ:
+        raise ValueError(f'{where} is of another run: {"; ".join(differ)}. '
+                         'Name another place, or remove it.')

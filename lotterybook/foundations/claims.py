@@ -22,24 +22,32 @@ def verdict(
 ) -> str:           # 'holds', 'fails' or 'undecided'
     "Whether an interval lies where a claim says."
     checked_name(side, ('below', 'above', 'within'), 'side')
-    if not low <= high: raise ValueError(f'an interval runs from a low to a high end, not from {low} to {high}')
-    if side == 'within' and margin <= 0: raise ValueError(f'within needs a margin above 0, not {margin}')
-    holds, fails = {'below': (high < margin, low > margin), 'above': (low > margin, high < margin),
-                    'within': (-margin < low and high < margin, low > margin or high < -margin)}[side]
+    if not low <= high:
+        raise ValueError(f'an interval runs from a low to a high end, not from {low} to {high}')
+    if side == 'within' and margin <= 0:
+        raise ValueError(f'within needs a margin above 0, not {margin}')
+    holds, fails = {'below': (high < margin, low > margin),
+                    'above': (low > margin, high < margin),
+                    'within': (-margin < low and high < margin,
+                               low > margin or high < -margin)}[side]
     return 'holds' if holds else 'fails' if fails else 'undecided'
 
 # %% ../../nbs/7_foundations/770_claims.ipynb #export-compare
 def _picked(rows: list[dict], claim: dict, prefix: str, unit: str) -> dict:
     "The claim's value in one of its two groups, by unit."
     columns = [k.removeprefix('against_') for k in claim if k.startswith('against_')]
-    if missing := [k for k in ('value', 'compare', *columns) if k not in claim] or (not columns and ['against_…']):
+    if missing := ([k for k in ('value', 'compare', *columns) if k not in claim] or
+                   (not columns and ['against_…'])):
         raise ValueError(f'the claim {claim} names no {", ".join(missing)}')
     if rows and (missing := [k for k in (claim['value'], unit, *columns) if k not in rows[0]]):
-        raise ValueError(f'the claim speaks of {", ".join(missing)}; the columns are {", ".join(rows[0])}')
+        raise ValueError(f'the claim speaks of {", ".join(missing)}; '
+                         f'the columns are {", ".join(rows[0])}')
     wanted = {k: claim[prefix + k] for k in columns}
     group = [r for r in rows if all(r[k] == v for k, v in wanted.items())]
     found = {r[unit]: r[claim['value']] for r in group}
-    if len(found) < len(group): raise ValueError(f'{wanted} picks {len(group)} rows for {len(found)} values of {unit}; pick one each')
+    if len(found) < len(group):
+        raise ValueError(f'{wanted} picks {len(group)} rows for {len(found)} values of {unit}; '
+                         'pick one each')
     return found
 
 def compare(
@@ -72,21 +80,25 @@ def decide(
         values = compare(rows, claim, unit).values()
         mean, low, high = mean_interval(values, least) if values else (None, None, None)
         return dict(claim, n=len(values), mean=mean, low=low, high=high,
-                    verdict='undecided' if low is None else verdict(low, high, claim['side'], claim['margin']))
+                    verdict='undecided' if low is None else
+                            verdict(low, high, claim['side'], claim['margin']))
     return [decided(c) for c in claims]
 
 def verdict_table(
     decided: list[dict],                        # as `decide` returns them
-    shown: Callable[[float, dict], str] | None = None, # a number of a claim, and the claim, as text; None: three decimals
+    shown: Callable[[float, dict], str] | None = None, # a claim's number as text; None: 3 decimals
 ) -> 'Markdown':                                # what Jupyter shows as a table
-    "What was claimed, asked for, measured and decided; what the paper reports, if the claims say so."
-    def text(value, claim): return '' if value is None else shown(value, claim) if shown else f'{value:+.3f}'
+    "What was claimed, asked for, measured and decided; what the paper reports, if claims say so."
+    def text(value, claim):
+        return '' if value is None else shown(value, claim) if shown else f'{value:+.3f}'
     def cells(c):
         "A claim as a line of the table."
-        asked = f"{c['side']} {'± ' if c['side'] == 'within' else ''}{text(c['margin'], c).removeprefix('+')}"
+        asked = (f"{c['side']} {'± ' if c['side'] == 'within' else ''}"
+                 f"{text(c['margin'], c).removeprefix('+')}")
         between = '' if c['low'] is None else f"{text(c['low'], c)} to {text(c['high'], c)}"
         paper = {'the paper': c.get('paper') or ''} if papers else {}
-        return {'claim': c['claim'], **paper, 'asked for': asked, 'measured': text(c['mean'], c), '95 % interval': between,
+        return {'claim': c['claim'], **paper, 'asked for': asked,
+                'measured': text(c['mean'], c), '95 % interval': between,
                 'seeds': c['n'], 'verdict': f"**{c['verdict']}**"}
     papers = any(c.get('paper') for c in decided)
     lines = [cells(c) for c in decided]

@@ -38,7 +38,8 @@ class Splits(NamedTuple):
         device: str | torch.device,  # as PyTorch writes it
     ) -> 'Splits':                   # the same shapes
         "The same data on a device; what is there already is not copied."
-        return self._replace(**{k: v.to(device) for k, v in self._asdict().items() if isinstance(v, Tensor)})
+        return self._replace(**{k: v.to(device) for k, v in self._asdict().items()
+                                if isinstance(v, Tensor)})
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -53,67 +54,87 @@ def _checked(x, y, part: str) -> tuple[Tensor, Tensor]:
     if not len(x): raise ValueError(f'{part}: no examples')
     if y.dim() != 1 or y.is_floating_point() or y.is_complex() or y.min() < 0:
         low = '' if y.is_complex() else f' from {y.min().item()}'
-        raise ValueError(f'{part}: labels must be whole numbers from 0, one per example, not {y.dtype} of shape {tuple(y.shape)}{low}')
-    if x.is_floating_point() and not x.isfinite().all(): raise ValueError(f'{part}: {int((~x.isfinite()).sum())} inputs are not finite')
+        raise ValueError(f'{part}: labels must be whole numbers from 0, one per example, '
+                         f'not {y.dtype} of shape {tuple(y.shape)}{low}')
+    if x.is_floating_point() and not x.isfinite().all():
+        raise ValueError(f'{part}: {int((~x.isfinite()).sum())} inputs are not finite')
     return x, y.long()
 
 def from_tensors(
     x, y,                  # training inputs `(n, ...)` and labels `(n,)`: tensors or arrays
     x_test, y_test,        # the test set
-    validation: float = .1,# share of the training set (below 1), or number of examples, kept for validation
+    validation: float = .1,# share (below 1) or number of training examples kept for validation
     seed: int = 0,         # draws the split
     name: str = 'yours',   # for titles and file names
 ) -> Splits:               # three parts
-    "Your own data. Validation is split from the training set by seed; inputs are taken as they are."
+    "Your own data. Validation is split from the training set by seed; inputs stay as they are."
     (x, y), (x_test, y_test) = _checked(x, y, 'train'), _checked(x_test, y_test, 'test')
     held = round(validation*len(x)) if validation < 1 else int(validation)
-    if not 0 < held < len(x): raise ValueError(f'validation={validation!r} leaves {held} of {len(x)} training examples for validation')
+    if not 0 < held < len(x):
+        raise ValueError(f'validation={validation!r} leaves {held} of {len(x)} '
+                         'training examples for validation')
     if x.shape[1:] != x_test.shape[1:]:
-        raise ValueError(f'a training input has shape {tuple(x.shape[1:])}, a test input {tuple(x_test.shape[1:])}')
+        raise ValueError(f'a training input has shape {tuple(x.shape[1:])}, '
+                         f'a test input {tuple(x_test.shape[1:])}')
     if y_test.max() > y.max():
-        raise ValueError(f'test: label {int(y_test.max())} does not occur in training, whose labels end at {int(y.max())}')
+        raise ValueError(f'test: label {int(y_test.max())} does not occur in training, '
+                         f'whose labels end at {int(y.max())}')
     order = torch.randperm(len(x), generator=rng(seed, 'validation split'))
     kept, out = order[held:].sort().values, order[:held].sort().values
-    return Splits(name, x[kept].float(), y[kept], x[out].float(), y[out], x_test.float(), y_test, int(y.max()) + 1)
+    return Splits(name, x[kept].float(), y[kept], x[out].float(), y[out],
+                  x_test.float(), y_test, int(y.max()) + 1)
 
 def from_dataset(
     train: torch.utils.data.Dataset, # pairs (input, label); inputs tensors, arrays or pictures
     test: torch.utils.data.Dataset,  # the same
     **options: object,               # `validation`, `seed`, `name` of `from_tensors`
 ) -> Splits:                         # three parts, in memory
-    "Any map-style PyTorch data set, read once into memory. Pixels stay as they are; random transforms are drawn once."
+    "Any map-style PyTorch data set, read once: pixels as they are, random transforms drawn once."
     return from_tensors(*_gathered(train, 'train'), *_gathered(test, 'test'), **options)
 
 def _gathered(data: torch.utils.data.Dataset, part: str) -> tuple[Tensor, Tensor]:
     "All inputs and all labels of a data set, or an error that names the example."
     if not hasattr(data, '__len__'):
-        raise ValueError(f'{part}: {type(data).__name__} has no length; give a data set with examples 0 to n - 1')
+        raise ValueError(f'{part}: {type(data).__name__} has no length; '
+                         'give a data set with examples 0 to n - 1')
     if not len(data): raise ValueError(f'{part}: no examples')
     xs, ys = [], []
     for i in range(len(data)):  # not `for o in data`: many data sets never say that they end
         example = data[i]
         if not isinstance(example, (tuple, list)) or len(example) != 2:
-            raise ValueError(f'{part}: example {i} is no pair (input, label) but {type(example).__name__}')
+            raise ValueError(f'{part}: example {i} is no pair (input, label) '
+                             f'but {type(example).__name__}')
         x, y = example
         xs.append(x.detach().cpu() if isinstance(x, Tensor) else torch.as_tensor(np.array(x)))
         ys.append(torch.as_tensor(y))
         if xs[i].shape != xs[0].shape:
-            raise ValueError(f'{part}: example {i} has shape {tuple(xs[i].shape)}, the first {tuple(xs[0].shape)}')
-        if ys[i].dim(): raise ValueError(f'{part}: the label of example {i} is {y!r}, not one number')
+            raise ValueError(f'{part}: example {i} has shape {tuple(xs[i].shape)}, '
+                             f'the first {tuple(xs[0].shape)}')
+        if ys[i].dim():
+            raise ValueError(f'{part}: the label of example {i} is {y!r}, not one number')
     return torch.stack(xs), torch.stack(ys).cpu()
 
 # %% ../../nbs/7_foundations/735_data.ipynb #export-files
 _PICTURE_FILES = {
     'mnist': DataFiles('MNIST/raw', 'https://ossci-datasets.s3.amazonaws.com/mnist/', {
-        'train-images-idx3-ubyte.gz': '440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609',
-        'train-labels-idx1-ubyte.gz': '3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c',
-        't10k-images-idx3-ubyte.gz': '8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6',
-        't10k-labels-idx1-ubyte.gz': 'f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6'}),
-    'fashion_mnist': DataFiles('FashionMNIST/raw', 'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/', {
-        'train-images-idx3-ubyte.gz': '3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84',
-        'train-labels-idx1-ubyte.gz': 'a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845',
-        't10k-images-idx3-ubyte.gz': '346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073',
-        't10k-labels-idx1-ubyte.gz': '67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5'})}
+        'train-images-idx3-ubyte.gz':
+            '440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609',
+        'train-labels-idx1-ubyte.gz':
+            '3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c',
+        't10k-images-idx3-ubyte.gz':
+            '8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6',
+        't10k-labels-idx1-ubyte.gz':
+            'f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6'}),
+    'fashion_mnist': DataFiles('FashionMNIST/raw',
+        'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/', {
+        'train-images-idx3-ubyte.gz':
+            '3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84',
+        'train-labels-idx1-ubyte.gz':
+            'a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845',
+        't10k-images-idx3-ubyte.gz':
+            '346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073',
+        't10k-labels-idx1-ubyte.gz':
+            '67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5'})}
 FILES = _PICTURE_FILES | LANGUAGE_FILES        # every data set that has files
 FOLDERS = {name: o.folder for name, o in FILES.items()}
 SOURCES = {name: o.address for name, o in FILES.items()}
@@ -124,9 +145,10 @@ DATASETS = (*CLASSIFICATION, *LANGUAGE_FILES)  # what `load` knows
 def fetch(
     name: str,                         # one of `DATASETS`
     folder: str | Path | None = None,  # where to look first; default `LOTTERYBOOK_DATA`
-) -> dict[str, Path]:                  # where each file is, by its public name; nothing for embedded data
+) -> dict[str, Path]:                  # where each file is, by its public name; digits have none
     "Make sure that a data set's files are here and whole."
-    return {} if checked_name(name, DATASETS, 'data set') == 'digits' else fetch_files(FILES[name], folder)
+    return ({} if checked_name(name, DATASETS, 'data set') == 'digits' else
+            fetch_files(FILES[name], folder))
 
 # %% ../../nbs/7_foundations/735_data.ipynb #export-idx
 def read_idx(
@@ -134,12 +156,15 @@ def read_idx(
 ) -> np.ndarray:       # uint8, in the shape the header names
     "Read an idx file of bytes."
     try: raw = gzip.decompress(Path(path).read_bytes())
-    except (gzip.BadGzipFile, EOFError, zlib.error) as e: raise ValueError(f'{path} is no whole gzip file: {e}') from e
+    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
+        raise ValueError(f'{path} is no whole gzip file: {e}') from e
     if len(raw) < 4 or raw[:3] != b'\0\0\x08' or len(raw) < 4 + 4*raw[3]:
         raise ValueError(f'{path} is no idx file of bytes: it begins {raw[:4]!r}')
     shape = tuple(np.frombuffer(raw, '>u4', count=raw[3], offset=4).tolist())
     numbers = np.frombuffer(raw, np.uint8, offset=4 + 4*raw[3])
-    if math.prod(shape) != len(numbers): raise ValueError(f'{path} promises numbers of shape {shape}, and has {len(numbers)} of them')
+    if math.prod(shape) != len(numbers):
+        raise ValueError(f'{path} promises numbers of shape {shape}, '
+                         f'and has {len(numbers)} of them')
     return numbers.reshape(shape)
 
 # %% ../../nbs/7_foundations/735_data.ipynb #export-load
@@ -154,16 +179,18 @@ def _digits(seed: int) -> Splits:
 
 def load(
     name: str,                         # one of `DATASETS`
-    seed: int = 0,                     # draws the validation split of pictures; language comes split
-    folder: str | Path | None = None,  # where the files are; default `LOTTERYBOOK_DATA`, else the cache
-) -> Any:                              # `Splits`, inputs `(n, 1, height, width)` in [0, 1]; for language see `load_language`
-    "A data set by name. The idx sets split 55,000 / 5,000 / 10,000. Frankle & Carbin (2019), appendix."
+    seed: int = 0,                     # draws the validation split of pictures
+    folder: str | Path | None = None,  # where they are; default `LOTTERYBOOK_DATA`, else the cache
+) -> Any:                              # `Splits`, (n, 1, height, width) in [0, 1]; or language
+    "A data set by name; idx sets split 55,000 / 5,000 / 10,000. Frankle & Carbin (2019), appendix."
     if checked_name(name, DATASETS, 'data set') == 'digits': return _digits(seed)
     if name in LANGUAGE_FILES: return load_language(name, folder)
     files = fetch(name, folder)
     def part(which):
         x = torch.from_numpy(read_idx(files[f'{which}-images-idx3-ubyte.gz']).copy())
-        return x.unsqueeze(1), torch.from_numpy(read_idx(files[f'{which}-labels-idx1-ubyte.gz']).astype(np.int64))
-    s = from_tensors(*part('train'), *part('t10k'), 5000, seed, name)  # bytes up to here: a quarter of the memory
+        return x.unsqueeze(1), torch.from_numpy(
+            read_idx(files[f'{which}-labels-idx1-ubyte.gz']).astype(np.int64))
+    # bytes up to here: a quarter of the memory
+    s = from_tensors(*part('train'), *part('t10k'), 5000, seed, name)
     for x in (s.x_train, s.x_validation, s.x_test): x.div_(255)
     return s

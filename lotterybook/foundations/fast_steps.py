@@ -14,7 +14,7 @@ from torch import Tensor, nn
 # %% ../../nbs/7_foundations/741_fast_steps.ipynb #export-denormals
 @contextmanager
 def flushed_denormals() -> Iterator[bool]:
-    "Inside, this thread rounds subnormal numbers to zero; True if the processor can. Restored at the end."
+    "Inside, this thread rounds subnormal numbers to zero; True if it can. Restored at the end."
     before = (torch.full((), 1e-38)*torch.full((), .01)).item() == 0
     can = torch.set_flush_denormal(True)
     try: yield can
@@ -27,14 +27,17 @@ def _as_it_lies(t: Tensor) -> Tensor:
 
 def _check_gaps(p: Tensor) -> None:
     "Raise a `ValueError` unless the numbers of a weight fill their place in memory."
-    if torch.empty_like(p, device='meta').stride() == p.stride(): return  # PyTorch keeps strides where there are no gaps
-    raise ValueError(f'a weight of shape {tuple(p.shape)} and strides {p.stride()} has gaps in memory; make it .contiguous()')
+    if torch.empty_like(p, device='meta').stride() == p.stride():
+        return  # PyTorch keeps strides where there are no gaps
+    raise ValueError(f'a weight of shape {tuple(p.shape)} and strides {p.stride()} '
+                     'has gaps in memory; make it .contiguous()')
 
 def _check_alike(p: Tensor, moments: Iterable[Tensor]) -> None:
     "Raise a `ValueError` unless what is remembered of a weight lies in memory as the weight does."
     if all(m.stride() == p.stride() for m in moments): return
-    raise ValueError(f'a weight of shape {tuple(p.shape)} now lies otherwise in memory than the moments that Adam '
-                     'remembers of it; make a new optimizer after changing the layout')
+    raise ValueError(f'a weight of shape {tuple(p.shape)} now lies otherwise in memory '
+                     'than the moments that Adam remembers of it; '
+                     'make a new optimizer after changing the layout')
 
 class FusedAdam(torch.optim.Adam):
     "Adam in one pass over memory, however the weights lie in it. Kingma & Ba (2015), algorithm 1."
@@ -60,7 +63,9 @@ class FusedAdam(torch.optim.Adam):
             if p not in self.state: _check_gaps(p)
         answer  = super()._init_group(group, params, grads, *state)
         moments = [m for m in state[:-1] if m]  # the last holds the counts of steps
-        def lies_straight(i): return params[i].is_contiguous() and grads[i].is_contiguous() and moments[0][i].is_contiguous()
+        def lies_straight(i):
+            return (params[i].is_contiguous() and grads[i].is_contiguous() and
+                    moments[0][i].is_contiguous())
         for i in [i for i in range(len(params)) if not lies_straight(i)]:
             p, g = params[i], grads[i]
             _check_alike(p, [m[i] for m in moments])

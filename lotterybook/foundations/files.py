@@ -22,10 +22,10 @@ def write_atomically(
     path: str | Path,      # the file; its folder is made if it is missing
     content: str | bytes,  # all of it
 ) -> Path:                 # `path`
-    "Write a file so that a reader sees the old one or the new one, never a part. POSIX.1-2017, `rename`."
+    "Write a file: a reader sees the old one or the new one, never a part. POSIX.1-2017, `rename`."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.urandom(4).hex()}.part')  # no other thread, process or machine writes it
+    part = path.with_name(f'.{path.name}.{os.urandom(4).hex()}.part')  # of this write alone
     data = content.encode() if isinstance(content, str) else content
     try:
         with open(part, 'wb') as f:
@@ -44,8 +44,12 @@ def make_folder(
     "A folder that files can be written to, or an error that names it."
     folder = Path(folder)
     try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise OSError(f'{folder} cannot be written to as a folder ({e.strerror}); name another one') from e
-    if not os.access(folder, os.W_OK | os.X_OK): raise OSError(f'{folder} cannot be written to as a folder (no permission); name another one')
+    except OSError as e:
+        raise OSError(f'{folder} cannot be written to as a folder ({e.strerror}); '
+                      'name another one') from e
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(f'{folder} cannot be written to as a folder (no permission); '
+                      'name another one')
     return folder
 
 # %% ../../nbs/7_foundations/705_files.ipynb #export-data-files
@@ -54,9 +58,9 @@ class DataFiles(NamedTuple):
     folder: str                       # below the reader's folder, and below the cache
     address: str                      # of the public files; a file's name follows
     checksums: dict[str, str]         # SHA-256 of each content, by file name
-    archive: str = ''                 # a `.zip`, `.tar.gz` or `.gz` in `folder` that may hold the files
-    other_names: dict[str, str] = {}  # what a file may be called in the archive or in `folder`, if not as in public
-    download: Callable | None = None  # makes a file that is not public as such: a `downloader` of pooch
+    archive: str = ''                 # a `.zip`, `.tar.gz` or `.gz` in `folder` that may hold them
+    other_names: dict[str, str] = {}  # what a file may be called in `folder` or in the archive
+    download: Callable | None = None  # makes a file that is not public: a `downloader` of pooch
 
     def source(
         self,
@@ -96,11 +100,13 @@ def _verified(content: bytes, expected: str, place: str, files: DataFiles, file:
     "`content`, if it has the right checksum."
     found = sha256(content).hexdigest()
     if found == expected: return content
-    raise ValueError(f'{place} is damaged or was changed: its SHA-256 is {found}, expected {expected}. '
-                     f'Put a good copy there (from {files.source(file)}), or remove it and it is fetched into the cache.')
+    raise ValueError(f'{place} is damaged or was changed: '
+                     f'its SHA-256 is {found}, expected {expected}. '
+                     f'Put a good copy there (from {files.source(file)}), '
+                     'or remove it and it is fetched into the cache.')
 
 def _own(files: DataFiles, folder: Path | None) -> dict[str, tuple[Path, bytes]]:
-    "What the reader's folder has: place and content of each file, verified. Plain files go before the archive."
+    "Place and content of each file in the reader's folder, verified; plain ones before the archive."
     if folder is None: return {}
     home, found = folder/files.folder, {}
     names = {file: (file, files.other_names.get(file, file)) for file in files.checksums}
@@ -112,7 +118,9 @@ def _own(files: DataFiles, folder: Path | None) -> dict[str, tuple[Path, bytes]]
         inside = unpack(archive, archive.read_bytes())
         for file in files.checksums.keys() - found.keys():
             member = next((o for o in names[file] if o in inside), None)
-            if member: found[file] = archive, _verified(inside[member], files.checksums[file], f'{archive} ({member})', files, file)
+            if member:
+                found[file] = archive, _verified(inside[member], files.checksums[file],
+                                                 f'{archive} ({member})', files, file)
     return found
 
 # %% ../../nbs/7_foundations/705_files.ipynb #export-cached
@@ -121,12 +129,15 @@ def _cached(files: DataFiles, file: str) -> Path:
     import pooch
     pooch.get_logger().setLevel('WARNING')
     cache = Path(os.environ.get('LOTTERYBOOK_CACHE') or pooch.os_cache('lotterybook'))/files.folder
-    store = pooch.create(cache, base_url=files.address, registry={file: f'sha256:{files.checksums[file]}'}, retry_if_failed=1)
+    store = pooch.create(cache, base_url=files.address,
+                         registry={file: f'sha256:{files.checksums[file]}'}, retry_if_failed=1)
     try: return Path(store.fetch(file, downloader=files.download))
     except (OSError, ValueError) as e:  # no network, or what came has another checksum
         packed = f' (or {files.archive})' if files.archive else ''
-        raise OSError(f'cannot fetch {files.source(file)} ({type(e).__name__}: {e}). Put the file at {cache/file}, '
-                      f'or set LOTTERYBOOK_DATA to a folder that has it under {files.folder}/{packed}.') from e
+        raise OSError(f'cannot fetch {files.source(file)} ({type(e).__name__}: {e}). '
+                      f'Put the file at {cache/file}, '
+                      'or set LOTTERYBOOK_DATA to a folder that has it '
+                      f'under {files.folder}/{packed}.') from e
 
 def _held(files: DataFiles, folder: str | Path | None) -> dict[str, tuple[Path, bytes]]:
     "Place and content of every file, verified."
@@ -139,7 +150,7 @@ def _held(files: DataFiles, folder: str | Path | None) -> dict[str, tuple[Path, 
 def fetch_files(
     files: DataFiles,                  # a data set
     folder: str | Path | None = None,  # where to look first; default `LOTTERYBOOK_DATA`
-) -> dict[str, Path]:                  # where each file is, by its public name; of a packed one, its archive
+) -> dict[str, Path]:                  # where each file is, by its public name; or its archive
     "Make sure that a data set's files are here and whole."
     return {file: path for file, (path, _) in _held(files, folder).items()}
 

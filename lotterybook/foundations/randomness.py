@@ -36,12 +36,12 @@ def seed_everything(
     "Seed PyTorch's global generators, for code that takes no generator: initializers, dropout."
     torch.manual_seed(mixed_seed(seed, *purpose))
 
-def cuda_in_use() -> Sequence[int]: # numbers of the CUDA devices of this process; none if none has been started
+def cuda_in_use() -> Sequence[int]: # numbers of this process's CUDA devices, if it started any
     "Devices that have a random generator of their own; asking starts none."
     return range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
 
 def kept_generators() -> AbstractContextManager: # for `with`
-    "A block after which PyTorch's global generators, the CPU's and those of CUDA devices in use, are as they were before it."
+    "A block after which PyTorch's global generators, of CPU and CUDA in use, are as they were."
     return torch.random.fork_rng(cuda_in_use())
 
 @contextmanager

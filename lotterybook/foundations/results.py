@@ -25,10 +25,12 @@ if TYPE_CHECKING: from IPython.display import Markdown
 def _field(value: object) -> str:
     "A value as it stands in a CSV field."
     if value is None: return ''
-    if isinstance(value, str): return value if _value(value) == value else f"'{value}'"  # quoted where it would be misread
+    if isinstance(value, str):  # quoted where it would be misread
+        return value if _value(value) == value else f"'{value}'"
     if isinstance(value, (bool, int)): return str(value)
     if isinstance(value, float): return repr(float(value))
-    raise ValueError(f'a row holds None, bool, int, float or str, not {value!r} ({type(value).__name__})')
+    raise ValueError('a row holds None, bool, int, float or str, '
+                     f'not {value!r} ({type(value).__name__})')
 
 def _value(field: str) -> object:
     "What `_field` wrote."
@@ -41,8 +43,10 @@ def _value(field: str) -> object:
     return field
 
 def _line(fields: Iterable[str]) -> str:
-    "Fields as a line of CSV, RFC 4180; Python's writer leaves a lone carriage return bare, and its reader stumbles over it."
-    return ','.join('"' + o.replace('"', '""') + '"' if set(o) & set(',"\r\n') else o for o in fields) or '""'
+    "Fields as a line of CSV, RFC 4180."
+    # not Python's writer: it leaves a lone carriage return bare, and its reader stumbles over it
+    return ','.join('"' + o.replace('"', '""') + '"' if set(o) & set(',"\r\n') else o
+                    for o in fields) or '""'
 
 def write_rows(
     path: str | Path,      # a `.csv`
@@ -62,18 +66,22 @@ def read_rows(
         rows = list(csv.DictReader(f))
     for k, row in enumerate(rows):
         if None in row or None in row.values():  # too many fields, or too few
-            raise ValueError(f'{path} is damaged: row {k + 1} has not as many fields as there are columns: {row}')
+            raise ValueError(f'{path} is damaged: '
+                             f'row {k + 1} has not as many fields as there are columns: {row}')
     return [{name: _value(field) for name, field in row.items()} for row in rows]
 
 # %% ../../nbs/7_foundations/725_results.ipynb #export-provenance
 def _commit() -> str | None:
-    "The commit of the checkout that this library is of, marked `+` where files were changed; None for an installed one."
+    "The commit of this library's checkout, with `+` if files were changed; None if installed."
     import lotterybook
-    package = Path(lotterybook.__file__).resolve().parent  # not the folder we stand in: that may be anyone's project
-    def git(*args): return subprocess.run(['git', *args], cwd=package, capture_output=True, text=True, check=True).stdout.strip()
+    package = Path(lotterybook.__file__).resolve().parent  # we may stand in anyone's project
+    def git(*args):
+        return subprocess.run(['git', *args], cwd=package,
+                              capture_output=True, text=True, check=True).stdout.strip()
     try:
         git('ls-files', '--error-unmatch', '__init__.py')
-        return git('rev-parse', '--short', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
+        return (git('rev-parse', '--short', 'HEAD') +
+                ('+' if git('status', '--porcelain', '-uno') else ''))
     except (OSError, subprocess.CalledProcessError): return None
 
 def device_name(
@@ -97,7 +105,8 @@ def provenance(
     for name in ('lotterybook', 'torch', 'numpy'):
         try: versions[name] = version(name)
         except PackageNotFoundError: pass
-    return dict(python=platform.python_version(), **versions, device=device_name(device), cores=os.cpu_count(),
+    return dict(python=platform.python_version(), **versions,
+                device=device_name(device), cores=os.cpu_count(),
                 commit=_commit(), date=time.strftime('%Y-%m-%d'))
 
 # %% ../../nbs/7_foundations/725_results.ipynb #export-save
@@ -121,7 +130,8 @@ def save_rows(
     **settings: object,    # parameters and seeds of the run, and its seconds
 ) -> Path:                 # the CSV
     "Write rows, and beside them the settings and the machine they came from."
-    beside = json.dumps(dict(settings, **provenance(device)), indent=1) + '\n'  # what it cannot hold fails before a file is there
+    # first of all: what JSON cannot hold fails before a file is there
+    beside = json.dumps(dict(settings, **provenance(device)), indent=1) + '\n'
     path = write_rows(result_path(experiment, f'{run}.csv'), rows)
     write_atomically(path.with_suffix('.json'), beside)
     return path
@@ -131,7 +141,8 @@ def _found(experiment: str, name: str) -> Path:
     tried = [place/experiment/name for place in _places()]
     for path in tried:
         if path.exists(): return path
-    raise FileNotFoundError(f'no results {name!r} of {experiment!r}: looked for ' + ' and '.join(map(str, tried)))
+    raise FileNotFoundError(f'no results {name!r} of {experiment!r}: '
+                            'looked for ' + ' and '.join(map(str, tried)))
 
 def load_rows(
     experiment: str,  # the notebook's stem
@@ -155,8 +166,10 @@ def interval(
     "Mean and Student's t interval."
     values = [float(o) for o in values]
     checked_fraction(confidence, 'confidence')
-    if odd := [o for o in values if not math.isfinite(o)]: raise ValueError(f'an interval needs finite values, not {odd}')
-    if len(values) < 2: raise ValueError(f'an interval needs two values at least, not {len(values)}')
+    if odd := [o for o in values if not math.isfinite(o)]:
+        raise ValueError(f'an interval needs finite values, not {odd}')
+    if len(values) < 2:
+        raise ValueError(f'an interval needs two values at least, not {len(values)}')
     from scipy.stats import t
     n, mean = len(values), math.fsum(values)/len(values)
     spread = math.sqrt(math.fsum((o - mean)**2 for o in values)/(n - 1))
@@ -170,7 +183,8 @@ def paired_interval(
 ) -> tuple[float, float, float]: # mean of a - b, lower end, upper end
     "Mean and t interval of the differences, seed by seed."
     a, b = list(a), list(b)
-    if len(a) != len(b): raise ValueError(f'pairs need as many values on both sides, not {len(a)} and {len(b)}')
+    if len(a) != len(b):
+        raise ValueError(f'pairs need as many values on both sides, not {len(a)} and {len(b)}')
     return interval([x - y for x, y in zip(a, b)], confidence)
 
 def mean_interval(
@@ -191,8 +205,11 @@ def summary(
     "Average over replicates: mean and 95 % t interval of each group, in order of appearance."
     groups = {}
     for row in rows:
-        if row.get(value) is not None: groups.setdefault(tuple(row[o] for o in by), []).append(row[value])
-    return [dict(zip((*by, 'n', 'mean', 'low', 'high'), (*key, len(values), *mean_interval(values)))) for key, values in groups.items()]
+        if row.get(value) is not None:
+            groups.setdefault(tuple(row[o] for o in by), []).append(row[value])
+    return [dict(zip((*by, 'n', 'mean', 'low', 'high'),
+                     (*key, len(values), *mean_interval(values))))
+            for key, values in groups.items()]
 
 # %% ../../nbs/7_foundations/725_results.ipynb #export-table
 def table(
@@ -203,7 +220,8 @@ def table(
     "A table for a page."
     from IPython.display import Markdown
     head, lines = list(head), [list(o) for o in lines]
-    if odd := [o for o in lines if len(o) != len(head)]: raise ValueError(f'{odd[0]} has {len(odd[0])} cells for {len(head)} columns')
+    if odd := [o for o in lines if len(o) != len(head)]:
+        raise ValueError(f'{odd[0]} has {len(odd[0])} cells for {len(head)} columns')
     shown = [' | '.join(str(o).replace('|', r'\|') for o in line) for line in (head, *lines)]
     shown.insert(1, ' | '.join(['---']*len(head)))
     return Markdown((caption and f'{caption}\n\n') + '\n'.join(f'| {o} |' for o in shown))

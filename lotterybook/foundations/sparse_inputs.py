@@ -37,12 +37,13 @@ def _add_rows(x, m, start, out):
 
 def compiled(
     function: Callable,  # of plain loops over NumPy arrays
-) -> Callable:           # the same, compiled by Numba at its first call and kept on disk, where there is a folder for it
-    "A compiled function. A multiplication and an addition may become one rounding; nothing is reordered. ImportError without Numba."
+) -> Callable:           # the same, compiled at its first call and kept on disk where it can be
+    "Compiled by Numba, or ImportError. a*b + c may be rounded once; nothing is reordered."
     from numba import njit
     options = dict(fastmath={'contract'}, error_model='numpy')
     try: return njit(cache=True, **options)(function)
-    except RuntimeError: return njit(**options)(function)  # no folder to keep it in: compiled in every process
+    except RuntimeError:  # no folder to keep it in: compiled in every process
+        return njit(**options)(function)
 
 @cache
 def _kernel():
@@ -62,7 +63,8 @@ class _AddRows(torch.autograd.Function):
     ) -> Tensor:              # (batch, out)
         "x Wᵀ + b: for each example, the columns of its nonzero inputs."
         ctx.save_for_backward(x)
-        start, out = x.new_zeros(len(weight)) if bias is None else bias.detach(), x.new_empty(len(x), len(weight))
+        start, out = (x.new_zeros(len(weight)) if bias is None else bias.detach(),
+                      x.new_empty(len(x), len(weight)))
         _kernel()(x.numpy(), weight.detach().t().numpy(), start.numpy(), out.numpy())
         return out
 
@@ -71,16 +73,17 @@ class _AddRows(torch.autograd.Function):
         ctx,            # of `forward`
         delta: Tensor,  # (batch, out), the gradient of the loss by the output
     ) -> tuple:         # gradients by x (None: it needs none), weight and bias
-        "δᵀ x and Σ δ, the first by the same kernel: for each input, the rows of δ where it is not zero."
+        "δᵀ x by the same kernel, for each input the rows of δ where it is not zero; and Σ δ."
         x, = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient will be differentiated again (create_graph): PyTorch can, the kernel cannot
+        if torch.is_grad_enabled():  # create_graph: PyTorch can differentiate it again, we cannot
             return None, delta.t()@x, delta.sum(0) if ctx.needs_input_grad[2] else None
         grad = x.new_empty(x.shape[1], delta.shape[1])
-        _kernel()(x.t().numpy(), delta.contiguous().numpy(), x.new_zeros(delta.shape[1]).numpy(), grad.numpy())
+        _kernel()(x.t().numpy(), delta.contiguous().numpy(),
+                  x.new_zeros(delta.shape[1]).numpy(), grad.numpy())
         return None, grad.t(), delta.sum(0) if ctx.needs_input_grad[2] else None
 
 class SparseInputLinear(nn.Linear):
-    "`nn.Linear` that leaves out the zeros of its input where that pays: CPU, float32, half zeros or more."
+    "`nn.Linear` that skips zeros of its input where that pays: CPU, float32, half zeros or more."
     def __init__(
         self,
         in_features: int,   # inputs
@@ -88,18 +91,22 @@ class SparseInputLinear(nn.Linear):
         bias: bool = True,  # as in `nn.Linear`
     ):
         super().__init__(in_features, out_features, bias)
-        self.weight = nn.Parameter(self.weight.detach().t().contiguous().t())  # a pixel's units side by side
+        # a pixel's units side by side
+        self.weight = nn.Parameter(self.weight.detach().t().contiguous().t())
 
     def _pays(self, x: Tensor) -> bool:
         "Whether the kernel can and should do it."
-        return (x.dim() == 2 and x.device.type == 'cpu' and x.dtype == self.weight.dtype == torch.float32 and not x.requires_grad
-                and self.weight.t().is_contiguous() and not torch.is_autocast_enabled('cpu')
-                and 2*np.count_nonzero(x.numpy().ravel()[::17]) <= x.numel()/17  # every 17th number will do
-                and _kernel() is not None)
+        return (x.dim() == 2 and x.device.type == 'cpu' and
+                x.dtype == self.weight.dtype == torch.float32 and not x.requires_grad and
+                self.weight.t().is_contiguous() and not torch.is_autocast_enabled('cpu') and
+                # every 17th number will do
+                2*np.count_nonzero(x.numpy().ravel()[::17]) <= x.numel()/17 and
+                _kernel() is not None)
 
     def forward(
         self,
         x: Tensor,  # (batch, in_features)
     ) -> Tensor:    # (batch, out_features)
         "As `nn.Linear`."
-        return _AddRows.apply(x, self.weight, self.bias) if self._pays(x) else F.linear(x, self.weight, self.bias)
+        return (_AddRows.apply(x, self.weight, self.bias) if self._pays(x) else
+                F.linear(x, self.weight, self.bias))

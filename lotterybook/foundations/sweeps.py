@@ -27,7 +27,8 @@ def run_name(
     "A configuration as a name that a person can read: `seed=0,round=3`."
     name = ','.join(f'{k}={v}' for k, v in config.items())
     if not name or any(c in name for c in '/\\\n:*?"<>|') or len(name) > 200:
-        raise ValueError(f'{config!r} makes no file name; give short values without slashes, or pass name=')
+        raise ValueError(f'{config!r} makes no file name; '
+                         'give short values without slashes, or pass name=')
     return name
 
 # %% ../../nbs/7_foundations/760_sweeps.ipynb #export-processes
@@ -51,7 +52,8 @@ def processes(
     "A pool of processes with one thread each; they end with the block, however it ends."
     checked_size(workers, 'workers')
     before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'), initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'),
+                               initializer=_start_worker)
     try: yield pool
     except BaseException:  # stopped or failed: what is in flight is not waited for
         pool.shutdown(wait=False, cancel_futures=True)
@@ -69,7 +71,9 @@ def folder_lock(
     folder = make_folder(folder)
     lock = FileLock(folder/'.lock')
     try: lock.acquire(timeout=0)
-    except Timeout: raise ValueError(f'{folder} is in use by another process; wait for it, or name another folder') from None
+    except Timeout:
+        raise ValueError(f'{folder} is in use by another process; '
+                         'wait for it, or name another folder') from None
     try: yield folder
     finally: lock.release()
 
@@ -81,7 +85,7 @@ def _run_one(run: Callable, config: dict, file: Path) -> dict:
     "Do one run, and leave its result as a file."
     text = json.dumps(dict(config=config, result=run(config)))
     write_atomically(file, text + '\n')
-    return json.loads(text)['result']  # as the next sweep will read it: a tuple is a list already now
+    return json.loads(text)['result']  # as the next sweep will read it: a tuple is a list now
 
 def read_result(
     file: Path,    # that a sweep wrote
@@ -89,41 +93,50 @@ def read_result(
 ) -> dict:         # its result
     "A finished run's result; the file must be of this configuration."
     try: kept = json.loads(file.read_text())
-    except ValueError as e: raise ValueError(f'{file} is damaged ({e}); remove it, and its run is done again') from e
+    except ValueError as e:
+        raise ValueError(f'{file} is damaged ({e}); remove it, and its run is done again') from e
     if kept['config'] != json.loads(json.dumps(config)):
-        raise ValueError(f'{file} is the result of {kept["config"]}, not of {config}; name another folder')
+        raise ValueError(f'{file} is the result of {kept["config"]}, not of {config}; '
+                         'name another folder')
     return kept['result']
 
 def _check_importable(run: Callable) -> None:
     "Or a ValueError: what a notebook defines, a new process cannot import."
     inner = getattr(run, 'func', run)  # of a partial
-    if getattr(inner, '__module__', None) == '__main__' and not hasattr(sys.modules['__main__'], '__file__'):
+    if (getattr(inner, '__module__', None) == '__main__' and
+        not hasattr(sys.modules['__main__'], '__file__')):
         name = getattr(inner, '__name__', type(inner).__name__)
-        raise ValueError(f'{name} is defined in a notebook or at a prompt, and processes cannot import it; '
+        raise ValueError(f'{name} is defined in a notebook or at a prompt, '
+                         'and processes cannot import it; '
                          'write it into a module, or pass executor=ThreadPoolExecutor(1)')
 
 def sweep(
-    run: Callable[[dict], dict],  # a configuration's result, as JSON can hold it; a function that processes can import
+    run: Callable[[dict], dict],  # gives a configuration's result, plain; processes can import it
     configs: list[dict],          # plain values; most urgent first
     folder: str | Path,           # a result file for each run
     workers: int = 1,             # processes on this machine
     executor: Executor | None = None, # another engine instead: Dask's, a thread pool
-    after: Callable[[dict], list[dict]] = lambda config: [], # the configurations that a run needs finished
+    after: Callable[[dict], list[dict]] = lambda config: [], # runs that a run needs finished
     name: Callable[[dict], str] = run_name, # file name of a run
     progress: bool = True,        # show a bar
 ) -> list[dict]:                  # results in the order of `configs`
     "Do the runs whose result is missing. Stopped at any moment, it goes on when called again."
     files = {name(c): Path(folder)/f'{name(c)}.json' for c in configs}
-    if len(files) < len(configs): raise ValueError(f'{len(configs)} configurations have only {len(files)} names')
+    if len(files) < len(configs):
+        raise ValueError(f'{len(configs)} configurations have only {len(files)} names')
     with folder_lock(folder):
         done = {n: read_result(files[n], c) for c in configs if files[n := name(c)].exists()}
         todo = {name(c): (c, {name(o) for o in after(c)}) for c in configs if name(c) not in done}
         strangers = {o for _, needs in todo.values() for o in needs} - set(files)
-        if strangers: raise ValueError(f'runs wait for {sorted(strangers)}, which are not among the configurations')
-        if todo and (executor is None or isinstance(executor, ProcessPoolExecutor)): _check_importable(run)
+        if strangers:
+            raise ValueError(f'runs wait for {sorted(strangers)}, '
+                             'which are not among the configurations')
+        if todo and (executor is None or isinstance(executor, ProcessPoolExecutor)):
+            _check_importable(run)
         if todo and executor: _drain(run, todo, done, files, executor, len(todo), progress)
         elif todo:
-            with processes(min(workers, len(todo))) as pool: _drain(run, todo, done, files, pool, workers, progress)
+            with processes(min(workers, len(todo))) as pool:
+                _drain(run, todo, done, files, pool, workers, progress)
     return [done[name(c)] for c in configs]
 
 def _submitted(executor: Executor, run: Callable, config: dict, file: Path) -> Future:
@@ -138,14 +151,17 @@ def _cancel(futures: Iterable[Future]) -> None:
     "Take back what has not begun."
     for future in futures: future.cancel()
 
-def _drain(run, todo: dict, done: dict, files: dict, executor: Executor, at_once: int, progress: bool) -> None:
-    "Hand out what is ready, at most `at_once` at a time, until nothing is left; after a failure, hand out no more."
+def _drain(run, todo: dict, done: dict, files: dict, executor: Executor,
+           at_once: int, progress: bool) -> None:
+    "Hand out what is ready, `at_once` at most, until nothing is left; after a failure, no more."
     flying, failed = {}, {}
     try:
         with progress_bar(len(done) + len(todo), progress, unit='run', initial=len(done)) as bar:
             while flying or (todo and not failed):
-                ready = [] if failed else [n for n, (_, needs) in todo.items() if needs <= done.keys()]
-                for n in ready[:at_once - len(flying)]: flying[_submitted(executor, run, todo.pop(n)[0], files[n])] = n
+                ready = [] if failed else [n for n, (_, needs) in todo.items()
+                                           if needs <= done.keys()]
+                for n in ready[:at_once - len(flying)]:
+                    flying[_submitted(executor, run, todo.pop(n)[0], files[n])] = n
                 if not flying: raise ValueError(f'these runs wait for each other: {sorted(todo)}')
                 for future in wait(flying, return_when=FIRST_COMPLETED).done:
                     n = flying.pop(future)
@@ -156,7 +172,8 @@ def _drain(run, todo: dict, done: dict, files: dict, executor: Executor, at_once
                 if failed: _cancel(flying)  # what has not begun; the rest is finished and kept
     finally: _cancel(flying)                # also at Ctrl-C
     for n, e in failed.items():
-        raise RunFailed(f'run {n} failed ({type(e).__name__}: {e}); {len(done)} of {len(files)} are done and kept. '
+        raise RunFailed(f'run {n} failed ({type(e).__name__}: {e}); '
+                        f'{len(done)} of {len(files)} are done and kept. '
                         'Started again, the sweep goes on with what is missing.') from e
 
 # %% ../../nbs/7_foundations/760_sweeps.ipynb #example-run

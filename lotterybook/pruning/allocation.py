@@ -34,11 +34,7 @@ def keep_top(
     return keep.reshape(scores.shape).to(alive.device)
 
 # %% ../../nbs/2_pruning/220_allocation.ipynb #export-checks
-def _check(
-    scores: dict[str, Tensor], # higher is kept
-    masks: dict[str, Tensor],  # bool
-    prune_rate: float,         # fraction of the survivors to remove
-) -> None:
+def _check(scores: dict[str, Tensor], masks: dict[str, Tensor], prune_rate: float) -> None:
     "What every allocation asks of its arguments."
     checked_fraction(prune_rate, 'prune_rate')
     check_masks(masks)
@@ -52,21 +48,15 @@ def _check(
         if nan.any() and (nan := nan & mask.to(nan.device)).any():  # the dead may be NaN
             raise ValueError(f'{int(nan.sum())} scores of {name!r} are NaN: did training diverge?')
 
-def _warn_if_gone(
-    before: dict[str, Tensor], # bool masks
-    after: dict[str, Tensor],  # bool masks, part of them
-) -> dict[str, Tensor]:        # `after`
-    "Warn of layers that lose their last weight."
+def _warn_if_gone(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, Tensor]:
+    "`after`, with a warning of layers that lose their last weight."
     gone = [name for name, n in kept(after).items() if n == 0 and before[name].any()]
     if gone: warnings.warn(f'pruning leaves no weight in {", ".join(gone)}', stacklevel=3)
     return after
 
 # %% ../../nbs/2_pruning/220_allocation.ipynb #export-per-layer
-def _layer_rates(
-    names: list[str],               # of the weights
-    prune_rate: float,              # for all of them
-    scale: dict[str, float] | None, # name pattern -> factor
-) -> dict[str, float]:              # each layer's own rate
+def _layer_rates(names: list[str], prune_rate: float,
+                 scale: dict[str, float] | None) -> dict[str, float]:
     "Every layer's rate: the common one times the factors whose patterns match."
     rates = dict.fromkeys(names, prune_rate)
     for pattern, factor in (scale or {}).items():
@@ -93,11 +83,8 @@ def per_layer(
     return _warn_if_gone(masks, new)
 
 # %% ../../nbs/2_pruning/220_allocation.ipynb #export-global
-def _joined(
-    tensors: dict[str, Tensor], # of any shapes
-    names: list[str],           # in this order
-) -> Tensor:                    # one row
-    "All values of several tensors in a row."
+def _joined(tensors: dict[str, Tensor], names: list[str]) -> Tensor:
+    "All values of several tensors in a row, in the order of `names`."
     return torch.cat([tensors[name].detach().reshape(-1) for name in names])
 
 def global_(
@@ -123,13 +110,9 @@ def global_(
     return _warn_if_gone(masks, {k: part.reshape(masks[k].shape) for k, part in parts})
 
 # %% ../../nbs/2_pruning/220_allocation.ipynb #export-erk
-def _share_out(
-    total: int,        # to share out
-    parts: list[int],  # in these proportions
-    limits: list[int], # none above its limit; together they can hold `total`
-) -> list[int]:        # shares that sum to `total`
-    "Shares in given proportions, each capped: what a full one cannot take goes to the others."
-    hungry, shares = list(range(len(parts))), list(limits)
+def _share_out(total: int, parts: list[int], limits: list[int]) -> list[int]:
+    "`total` shared in proportion to `parts`, capped: what a full one cannot take goes to others."
+    hungry, shares = list(range(len(parts))), list(limits)        # which can hold the total
     while hungry:
         rest  = total - sum(limit for i, limit in enumerate(limits) if i not in hungry)
         whole = sum(parts[i] for i in hungry)

@@ -37,7 +37,8 @@ def keep_pruned(
     def mask_weights(*_): held.zero()
     def meet(opt, *_):                  # its memory may be older than the masks
         if not any(opt is other for other in met): met.append(opt); held.zero_memory(opt)
-    hooks = [p.register_post_accumulate_grad_hook(partial(mask_gradient, i)) for i, p in enumerate(held.weights) if p.requires_grad]
+    hooks = [p.register_post_accumulate_grad_hook(partial(mask_gradient, i))
+             for i, p in enumerate(held.weights) if p.requires_grad]
     if optimizer is None: hooks += [before_any_step(meet), after_any_step(mask_weights)]
     else: meet(optimizer); hooks.append(optimizer.register_step_post_hook(mask_weights))
     try: yield net

@@ -18,10 +18,8 @@ from ..foundations.running import check_masks
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
            nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
-def _owners(
-    net: nn.Module,                          # any network
-) -> dict[str, list[tuple[str, nn.Module]]]: # parameter name -> every (place, module) that holds it
-    "Where each parameter lives: more than one place if it is tied."
+def _owners(net: nn.Module) -> dict[str, list[tuple[str, nn.Module]]]:
+    "Every (place, module) that holds a parameter, by its name: more than one if it is tied."
     names = {id(p): name for name, p in net.named_parameters()}
     owners = {name: [] for name in names.values()}
     for path, module in net.named_modules():
@@ -29,10 +27,8 @@ def _owners(
             if p is not None: owners[names[id(p)]].append((f'{path}.{own}'.lstrip('.'), module))
     return owners
 
-def _why_out(
-    places: list[tuple[str, nn.Module]], # where it lives
-) -> str:                                # '' if it is pruned by default
-    "Why a parameter is left alone unless asked for."
+def _why_out(places: list[tuple[str, nn.Module]]) -> str:
+    "Why a parameter that lives there is left alone unless asked for; '' if it is pruned."
     place, module = places[0]
     if len(places) > 1: return 'tied: also ' + ', '.join(p for p, _ in places[1:])
     if place.endswith('bias'): return 'bias'
@@ -41,12 +37,8 @@ def _why_out(
     return f'belongs to {type(module).__name__}'
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-patterns
-def _matching(
-    patterns: str | Iterable[str], # of parameter names, as in `('output.*',)`
-    names: Collection[str],        # all there are
-    what: str,                     # for the message
-) -> set[str]:                     # the names that some pattern matches
-    "Names by shell patterns; a pattern that matches nothing is an error."
+def _matching(patterns: str | Iterable[str], names: Collection[str], what: str) -> set[str]:
+    "Names that some shell pattern matches; a pattern that matches nothing is an error."
     found = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         hits = {name for name in names if fnmatchcase(name, pattern)}
@@ -54,12 +46,9 @@ def _matching(
         found |= hits
     return found
 
-def _notes(
-    net: nn.Module,                    # any network
-    exclude: str | Iterable[str] = (), # patterns to leave out
-    include: str | Iterable[str] = (), # patterns to take in
-) -> dict[str, str]:                   # parameter name -> why it is not pruned, '' if it is
-    "What happens to every parameter, and why."
+def _notes(net: nn.Module, exclude: str | Iterable[str] = (),
+           include: str | Iterable[str] = ()) -> dict[str, str]:
+    "Why each parameter is not pruned, by its name; '' if it is."
     notes = {name: _why_out(places) for name, places in _owners(net).items()}
     notes |= dict.fromkeys(_matching(include, notes, 'include'), '')
     return notes | dict.fromkeys(_matching(exclude, notes, 'exclude'), 'excluded')
@@ -71,9 +60,12 @@ def prunable(
     include: str | Iterable[str] = (), # names to take in that are out by default
 ) -> list[str]:                        # parameter names, in the network's order
     "The weights that pruning may touch: those of linear and convolutional layers."
-    held = [name for name, _ in net.named_buffers() if name.endswith('_mask') and f'{name[:-5]}_orig' in dict(net.named_parameters())]
-    if held: raise ValueError(f'torch.nn.utils.prune holds {held[0][:-5]!r}: take its masks with from_torch_prune(net), '
-                              'then call prune.remove on each weight')
+    held = [name for name, _ in net.named_buffers()
+            if name.endswith('_mask') and f'{name[:-5]}_orig' in dict(net.named_parameters())]
+    if held:
+        raise ValueError(f'torch.nn.utils.prune holds {held[0][:-5]!r}: '
+                         'take its masks with from_torch_prune(net), '
+                         'then call prune.remove on each weight')
     names = [name for name, why in _notes(net, exclude, include).items() if not why]
     if not names:
         raise ValueError(f'nothing to prune in {type(net).__name__}: no weight of a linear or '

@@ -52,7 +52,7 @@ def cubic(
 
 # %% ../../nbs/2_pruning/230_schedules.ipynb #export-pruner
 def pruner(
-    rate: float | Sequence[float] = .2, # fraction of the survivors each round removes, in (0, 1); or a schedule, a rate for each round
+    rate: float | Sequence[float] = .2, # fraction of survivors to remove, in (0, 1); or one a round
     score: Callable = magnitude,        # `score(net, masks, objective, batches)`, higher is kept
     allocation: Callable = per_layer,   # `allocation(scores, masks, rate)`, new masks
     objective: Objective | None = None, # for scores that look at data
@@ -60,10 +60,12 @@ def pruner(
 ) -> Callable[[Run], Masks]:            # `prune(run)`
     "Score, allocation and schedule as one function of a run."
     rates = [rate] if isinstance(rate, Real) else list(rate)
-    for i, r in enumerate(rates): checked_fraction(r, 'rate' if isinstance(rate, Real) else f'rate[{i}]')
+    for i, r in enumerate(rates):
+        checked_fraction(r, 'rate' if isinstance(rate, Real) else f'rate[{i}]')
     def prune(run: Run) -> Masks:
         if not isinstance(rate, Real) and run.round > len(rates):
-            raise ValueError(f'the schedule has {len(rates)} rates, and round {run.round} asks for another')
+            raise ValueError(f'the schedule has {len(rates)} rates, '
+                             f'and round {run.round} asks for another')
         now = rates[0] if isinstance(rate, Real) else rates[run.round - 1]
         return allocation(score(run.net, run.masks, objective, batches), run.masks, now)
     return prune

@@ -96,7 +96,7 @@ def run_file(
 def runs_before(
     config: dict,  # one run of a plan
 ) -> list[dict]:   # runs of the same plan
-    "What must be finished first: the last round, the dense network, or the ticket a control copies."
+    "What must be finished first: the last round, the dense network, or the control's ticket."
     r, condition = config['round'], config['condition']
     if condition == 'ticket': r -= 1
     elif CONDITIONS[condition].after == 'dense': r = 0
@@ -147,8 +147,9 @@ def run_one(
     make_run, train, prune = parts(settings)
     began = time.perf_counter()
     if condition == 'ticket':
-        ticket = find_ticket(make_run, train, prune, rounds=r, seed=seed, progress=False, folder=out,
-                             settings=_identity(settings), name=f'ticket-seed{seed}')[-1]
+        ticket = find_ticket(make_run, train, prune, rounds=r, seed=seed, folder=out,
+                             settings=_identity(settings), name=f'ticket-seed{seed}',
+                             progress=False)[-1]
         outcome, masks = ticket.settings['outcome'], ticket.masks
     else:
         def kept(r): return load_ticket(ticket_file(out, seed, r))

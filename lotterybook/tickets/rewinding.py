@@ -35,7 +35,7 @@ def rewind(
     theta: dict[str, Tensor],               # weights and buffers by name, as `snapshot` gives
     masks: dict[str, Tensor] | None = None, # bool, True is kept; None keeps all
 ) -> nn.Module:                             # `net`, holding m ⊙ theta
-    "Set a network back to theta, pruned weights to zero: biases, norms and their statistics too. Frankle & Carbin (2019), §1."
+    "Set weights and buffers back to theta, pruned weights to zero. Frankle & Carbin (2019), §1."
     check_fit(theta, net)
     for k, v in net.state_dict().items(): v.copy_(theta[k])
     if masks is not None: apply_masks(net, masks)

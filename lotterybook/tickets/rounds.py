@@ -68,7 +68,7 @@ def _watched(run: Run) -> Iterator[None]:
 def trained(
     run: Run,                        # trained by `train`
     train: Callable[[Run], object],  # any loop; returns plain values
-) -> object:                         # what it returns, plain; without `seconds`: they differ each t
+) -> object:                         # what it returns, plain; a dictionary loses its `seconds`
     "Train with the caller's own loop, and make sure that it trains the network it was given."
     _check_takes_one(train, 'train')
     with random_stream(run.seed, 'training'), _watched(run): outcome = train(run)

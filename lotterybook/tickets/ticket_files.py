@@ -25,24 +25,21 @@ class Ticket(_Parts):
     "A subnetwork `f(x; m ⊙ theta_0)`, and where its training led."
     __slots__ = ()
     def __new__(cls,
-        theta_0: dict[str, Tensor],              # weights and buffers at the start (or at the rewind step)
+        theta_0: dict[str, Tensor],              # weights and buffers at the start (or rewind step)
         masks: dict[str, Tensor],                # bool, True is kept
         theta_T: dict[str, Tensor] | None = None,# after training; None before it
-        settings: dict | None = None,            # how it was found, as JSON can hold it; None: nothing is told
+        settings: dict | None = None,            # how it was found, plain values; None: untold
     ): return super().__new__(cls, theta_0, masks, theta_T, {} if settings is None else settings)
 
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-save
-def _as_json(
-    settings: dict, # plain values
-) -> str:           # JSON
+def _as_json(settings: dict) -> str:
     "Settings as text, or an error that says what JSON cannot hold."
     try: return json.dumps(settings)
-    except TypeError as e: raise ValueError(f'settings of a ticket hold numbers, text, lists and dicts: {e}') from e
+    except TypeError as e:
+        raise ValueError(f'settings of a ticket hold numbers, text, lists and dicts: {e}') from e
 
-def _in_order(
-    content: bytes, # a file
-) -> bytes:         # the same, its metadata sorted
-    "The same bytes for the same ticket: safetensors writes metadata in an order that changes from save to save."
+def _in_order(content: bytes) -> bytes:
+    "A file with sorted metadata: the order that safetensors writes changes from save to save."
     size   = int.from_bytes(content[:8], 'little')
     header = json.loads(content[8:8 + size])
     header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
@@ -54,7 +51,7 @@ def save_ticket(
     ticket: Ticket,    # any device
     path: str | Path,  # a `.safetensors`; its folder is made if it is missing
 ) -> Path:             # `path`
-    "Write a ticket as safetensors: `init.*`, `mask.*`, `final.*`; as JSON in its header, the settings and all names."
+    "Write a ticket as safetensors: `init.*`, `mask.*`, `final.*`; settings and names in its header."
     from safetensors.torch import save
     parts   = dict(init=ticket.theta_0, mask=ticket.masks, final=ticket.theta_T or {})
     tensors = {f'{part}.{k}': v.detach().cpu().contiguous()
@@ -63,54 +60,53 @@ def save_ticket(
     content = _in_order(save(tensors, notes))
     try: return write_atomically(path, content)
     except OSError as e:
-        said = f'the ticket was not written ({len(content):,} bytes): {e.strerror}; what was there before is untouched'
+        said = (f'the ticket was not written ({len(content):,} bytes): {e.strerror}; '
+                'what was there before is untouched')
         raise OSError(e.errno, said, str(path)) from e
 
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-read
-def _read(
-    path: Path, # a `.safetensors`
-) -> tuple[dict[str, Tensor], dict, list]: # tensors by name, settings, names that should be there
-    "What stands in a file, or why it cannot be read."
+def _read(path: Path) -> tuple[dict[str, Tensor], dict, list]:
+    "Tensors by name, settings, and the names that should be there; or why it cannot be read."
     from safetensors import SafetensorError, safe_open
     if not path.is_file(): raise ValueError(f'no ticket at {path}')
     try:
         with safe_open(path, 'pt') as f:
             tensors = {k: f.get_tensor(k) for k in f.keys()}
             notes   = f.metadata() or {}
-            settings, keys = json.loads(notes.get('settings', '{}')), json.loads(notes.get('keys', '[]'))
-    except SafetensorError as e: raise ValueError(f'{path} is no safetensors file, or was cut off: {e}') from e
-    except json.JSONDecodeError as e: raise ValueError(f'{path}: its settings are no JSON: {e}') from e
-    if not isinstance(keys, list): raise ValueError(f'{path}: its list of keys is a {type(keys).__name__}')
+            settings, keys = (json.loads(notes.get('settings', '{}')),
+                              json.loads(notes.get('keys', '[]')))
+    except SafetensorError as e:
+        raise ValueError(f'{path} is no safetensors file, or was cut off: {e}') from e
+    except json.JSONDecodeError as e:
+        raise ValueError(f'{path}: its settings are no JSON: {e}') from e
+    if not isinstance(keys, list):
+        raise ValueError(f'{path}: its list of keys is a {type(keys).__name__}')
     return tensors, settings, keys
 
-def _binary(
-    name: str,    # of the weight
-    mask: Tensor, # as it stands in the file
-    path: Path,   # for the message
-) -> Tensor:      # bool
+def _binary(name: str, mask: Tensor, path: Path) -> Tensor:
     "A mask as bool, if it holds nothing but 0 and 1."
     odd = mask[(mask != 0) & (mask != 1)]
-    if len(odd): raise ValueError(f'{path}: mask.{name} holds {odd[0].item()!r}; a mask holds only 0 and 1')
+    if len(odd):
+        raise ValueError(f'{path}: mask.{name} holds {odd[0].item()!r}; a mask holds only 0 and 1')
     return mask.bool()
 
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-consistent
-def _check_parts(
-    init: dict[str, Tensor],  # `init.*`
-    masks: dict[str, Tensor], # `mask.*`
-    final: dict[str, Tensor], # `final.*`, may be empty
-    path: Path,               # for the message
-) -> None:
-    "Raise a `ValueError` unless the parts of a ticket fit each other."
+def _check_parts(init: dict[str, Tensor], masks: dict[str, Tensor], final: dict[str, Tensor],
+                 path: Path) -> None:
+    "Raise a `ValueError` unless the parts of a ticket fit each other; `final` may be empty."
     for k, m in masks.items():
-        if k not in init: raise ValueError(f'{path}: init.{k} is missing, though there is a mask.{k}')
+        if k not in init:
+            raise ValueError(f'{path}: init.{k} is missing, though there is a mask.{k}')
         if init[k].shape != m.shape:
-            raise ValueError(f'{path}: mask.{k} has shape {tuple(m.shape)}, init.{k} {tuple(init[k].shape)}')
+            raise ValueError(f'{path}: mask.{k} has shape {tuple(m.shape)}, '
+                             f'init.{k} {tuple(init[k].shape)}')
     if not final: return
     for k in sorted(init.keys() ^ final.keys()):
         raise ValueError(f'{path}: {"final" if k in init else "init"}.{k} is missing')
     for k in init:
         if init[k].shape != final[k].shape:
-            raise ValueError(f'{path}: final.{k} has shape {tuple(final[k].shape)}, init.{k} {tuple(init[k].shape)}')
+            raise ValueError(f'{path}: final.{k} has shape {tuple(final[k].shape)}, '
+                             f'init.{k} {tuple(init[k].shape)}')
 
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-load
 def load_ticket(
@@ -121,11 +117,15 @@ def load_ticket(
     path = Path(path)
     tensors, settings, keys = _read(path)
     absent = [str(k) for k in keys if str(k) not in tensors]
-    if absent: raise ValueError(f'{path}: {", ".join(absent)} {"is" if len(absent) == 1 else "are"} missing')
-    def part(name): return {k.split('.', 1)[1]: v for k, v in tensors.items() if k.startswith(name + '.')}
+    if absent:
+        raise ValueError(f'{path}: {", ".join(absent)} '
+                         f'{"is" if len(absent) == 1 else "are"} missing')
+    def part(name):
+        return {k.split('.', 1)[1]: v for k, v in tensors.items() if k.startswith(name + '.')}
     init, final = part('init'), part('final')
     masks = {k: _binary(k, m, path) for k, m in part('mask').items()}
-    if not masks: raise ValueError(f'{path} is no ticket: it has no mask.* among {sorted(tensors)[:5]}')
+    if not masks:
+        raise ValueError(f'{path} is no ticket: it has no mask.* among {sorted(tensors)[:5]}')
     _check_parts(init, masks, final, path)
     if net is not None:
         check_fit(init, net, f'{path}, init.*')
@@ -140,7 +140,8 @@ def ticket_to_torch(
     trained: bool = False,# give it the trained weights, not the initial ones
 ) -> nn.Module:           # `net`, pruned in the form of `torch.nn.utils.prune`
     "Hand a ticket to PyTorch's own pruning: `weight_orig` and `weight_mask`."
-    if trained and ticket.theta_T is None: raise ValueError('this ticket is not trained: it has no theta_T')
+    if trained and ticket.theta_T is None:
+        raise ValueError('this ticket is not trained: it has no theta_T')
     rewind(net, ticket.theta_T if trained else ticket.theta_0)
     to_torch_prune(net, ticket.masks)
     return net
