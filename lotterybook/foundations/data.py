@@ -181,7 +181,7 @@ def load(
     name: str,                         # one of `DATASETS`
     seed: int = 0,                     # draws the validation split of pictures
     folder: str | Path | None = None,  # where they are; default `LOTTERYBOOK_DATA`, else the cache
-) -> Any:                              # `Splits`, (n, 1, height, width) in [0, 1]; or language
+) -> Any:                              # `Splits`, `(n, 1, h, w)` in [0, 1]; or as `load_language`
     "A data set by name; idx sets split 55,000 / 5,000 / 10,000. Frankle & Carbin (2019), appendix."
     if checked_name(name, DATASETS, 'data set') == 'digits': return _digits(seed)
     if name in LANGUAGE_FILES: return load_language(name, folder)

@@ -60,7 +60,7 @@ class DataFiles(NamedTuple):
     checksums: dict[str, str]         # SHA-256 of each content, by file name
     archive: str = ''                 # a `.zip`, `.tar.gz` or `.gz` in `folder` that may hold them
     other_names: dict[str, str] = {}  # what a file may be called in `folder` or in the archive
-    download: Callable | None = None  # makes a file that is not public: a `downloader` of pooch
+    download: Callable | None = None  # makes a file that is not public as such: pooch `downloader`
 
     def source(
         self,
@@ -106,7 +106,7 @@ def _verified(content: bytes, expected: str, place: str, files: DataFiles, file:
                      'or remove it and it is fetched into the cache.')
 
 def _own(files: DataFiles, folder: Path | None) -> dict[str, tuple[Path, bytes]]:
-    "Place and content of each file in the reader's folder, verified; plain ones before the archive."
+    "Place and content of each file in the reader's folder, verified; plain ones before an archive."
     if folder is None: return {}
     home, found = folder/files.folder, {}
     names = {file: (file, files.other_names.get(file, file)) for file in files.checksums}

@@ -291,7 +291,7 @@ def _treebank(contents: dict[str, bytes]) -> list:
 def load_language(
     name: str,                         # one of `LANGUAGE_FILES`
     folder: str | Path | None = None,  # where they are; default `LOTTERYBOOK_DATA`, else the cache
-) -> Any:                              # `Corpus`, list of trees, `Logic`, or dict of sentences
+) -> Any:                              # `Corpus`, trees, `Logic`, or sentences by construction
     "A data set of language by name. Shen et al. (2019), §5."
     checked_name(name, LANGUAGE_FILES, 'language data')
     read = dict(brown=_brown, treebank=_treebank,

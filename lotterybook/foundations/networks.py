@@ -33,7 +33,7 @@ def glorot_normal_(
     return net
 
 def _init_stream(seed: int | None) -> AbstractContextManager:
-    "A block that draws a replicate's first weights as a search does; None: the global generator."
+    "A block that draws a replicate's initial weights as in a search; None: the global generator."
     return nullcontext() if seed is None else random_stream(seed, 'init')
 
 # %% ../../nbs/7_foundations/740_networks.ipynb #export-lenet

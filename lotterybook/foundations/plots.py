@@ -44,7 +44,7 @@ def style(
     method: str | Method, # a key of `METHODS`, a look of your own, or any label
     **kw,                 # anything else for matplotlib; wins over the method's own
 ) -> dict:                # colour, marker, label and `kw`, ready for `ax.plot(x, y, **style(...))`
-    "The colour, marker and label of a method; a label outside the table always gets the same colour."
+    "Colour, marker and label of a method; a label not in the table always gets the same colour."
     if isinstance(method, str):
         code   = crc32(method.encode())
         method = METHODS.get(method) or Method(_CYCLE[code % len(_CYCLE)],
@@ -84,7 +84,7 @@ def label_end(
 
 # %% ../../nbs/7_foundations/710_plots.ipynb #export-label-ends
 def _spread(heights: Sequence, gap: float) -> list:
-    "Numbers pushed apart by `gap` at least, in the order given: too close groups share their mean."
+    "Numbers pushed apart by `gap` at least, in the order given: groups too close share their mean."
     order  = sorted(range(len(heights)), key=lambda i: heights[i])
     groups = []        # each [sum of wishes less their rank's offset, members]
     for i in order:

@@ -41,7 +41,7 @@ def cuda_in_use() -> Sequence[int]: # numbers of this process's CUDA devices, if
     return range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
 
 def kept_generators() -> AbstractContextManager: # for `with`
-    "A block after which PyTorch's global generators, of CPU and CUDA in use, are as they were."
+    "A block after which PyTorch's global generators (CPU, CUDA in use) are as they were before."
     return torch.random.fork_rng(cuda_in_use())
 
 @contextmanager

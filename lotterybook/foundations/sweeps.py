@@ -104,7 +104,7 @@ def _check_importable(run: Callable) -> None:
     "Or a ValueError: what a notebook defines, a new process cannot import."
     inner = getattr(run, 'func', run)  # of a partial
     if (getattr(inner, '__module__', None) == '__main__' and
-        not hasattr(sys.modules['__main__'], '__file__')):
+            not hasattr(sys.modules['__main__'], '__file__')):
         name = getattr(inner, '__name__', type(inner).__name__)
         raise ValueError(f'{name} is defined in a notebook or at a prompt, '
                          'and processes cannot import it; '
@@ -116,7 +116,7 @@ def sweep(
     folder: str | Path,           # a result file for each run
     workers: int = 1,             # processes on this machine
     executor: Executor | None = None, # another engine instead: Dask's, a thread pool
-    after: Callable[[dict], list[dict]] = lambda config: [], # runs that a run needs finished
+    after: Callable[[dict], list[dict]] = lambda config: [], # configs that a run needs finished
     name: Callable[[dict], str] = run_name, # file name of a run
     progress: bool = True,        # show a bar
 ) -> list[dict]:                  # results in the order of `configs`

@@ -21,7 +21,8 @@ from ..foundations.sparse_inputs import compiled
 from .recurrence import LayerRun, step_sizes, gate_dtype
 
 # %% ../../nbs/1_ordered_neurons/140_fast_on_lstm.ipynb #export-exp
-_END, _PER_LN2, _LN2, _LN2_REST, _ROUND = map(np.float32, (87, 1.44269504, .693359375, -2.12194440e-4, 1.5*2**23))
+_END, _PER_LN2, _LN2, _LN2_REST, _ROUND = map(
+    np.float32, (87, 1.44269504, .693359375, -2.12194440e-4, 1.5*2**23))
 _ONE, _TWO, _C2, _C3, _C4, _C5, _C6 = map(np.float32, (1, 2, 1/2, 1/6, 1/24, 1/120, 1/720))
 
 def _exp(x): return math.exp(x)
@@ -83,7 +84,8 @@ def _softmax(p, live_top):
 
 @compiled
 def _gates(p, falls, G):
-    "Running sums of a softmax, or 1 less them, repeated for each cell; returns their mean over levels."
+    ("Running sums of a softmax, or 1 less them, repeated for each cell; "
+     "returns their mean over levels.")
     one, sum_, mean = p.dtype.type(1), p.dtype.type(0), p.dtype.type(0)
     chunk = G.size//p.size
     for n in range(p.size):
@@ -102,13 +104,16 @@ def _forward_rows(gates, product, old, output, far, near, h, c, first, count, li
     for r in range(count):
         t = first + r
         g, Uh, was, cells, h_r = gates[t], product[r], old[t], c[r], h[r]
-        i, f, c_hat, o, p_f, p_i = g[:D], g[D:2*D], g[2*D:3*D], g[3*D:4*D], g[4*D:4*D + N], g[4*D + N:]
+        i, f, c_hat, o, p_f, p_i = (g[:D], g[D:2*D], g[2*D:3*D], g[3*D:4*D],
+                                    g[4*D:4*D + N], g[4*D + N:])
         for k in range(g.size): g[k] += Uh[k]
         _sigmoids(g[:2*D]); _tanhs(c_hat); _sigmoids(o)
         _softmax(p_f, live_top); _softmax(p_i, live_top)
         far[t], near[t] = one - _gates(p_f, False, F), _gates(p_i, True, I)
         for k in range(D): was[k] = cells[k]
-        for k in range(D): cells[k] = F[k]*(f[k]*I[k] + (one - I[k]))*was[k] + I[k]*(i[k]*F[k] + (one - F[k]))*c_hat[k]
+        for k in range(D):
+            cells[k] = (F[k]*(f[k]*I[k] + (one - I[k]))*was[k] +
+                        I[k]*(i[k]*F[k] + (one - F[k]))*c_hat[k])
         for k in range(D): h_r[k] = o[k]*_tanh(cells[k])
         output[t] = h_r
 
@@ -126,36 +131,45 @@ def _softmax_backward(p, dG, extra, sign, dz):
 
 @compiled
 def _backward_rows(gates, old, d_output, d_far, d_near, dh, dc, d_gates, first, count):
-    "One step back for `count` rows: `d_gates` is filled, `dc` is moved; `dh` comes from the next step's product."
+    ("One step back for `count` rows: `d_gates` is filled, `dc` is moved; "
+     "`dh` comes from the next step's product.")
     D, one = dc.shape[1], dc.dtype.type(1)
     N = (gates.shape[1] - 4*D)//2
     F, I, dF, dI, tanh_c, d = np.empty((6, D), dc.dtype)
     for r in range(count):
         t = first + r
         g, dg, was, dc_r, dh_r, dy = gates[t], d_gates[t], old[t], dc[r], dh[r], d_output[t]
-        i, f, c_hat, o, p_f, p_i = g[:D], g[D:2*D], g[2*D:3*D], g[3*D:4*D], g[4*D:4*D + N], g[4*D + N:]
+        i, f, c_hat, o, p_f, p_i = (g[:D], g[D:2*D], g[2*D:3*D], g[3*D:4*D],
+                                    g[4*D:4*D + N], g[4*D + N:])
         di, df, dc_hat, do = dg[:D], dg[D:2*D], dg[2*D:3*D], dg[3*D:4*D]
         _gates(p_f, False, F); _gates(p_i, True, I)
-        for k in range(D): tanh_c[k] = _tanh(F[k]*(f[k]*I[k] + (one - I[k]))*was[k] + I[k]*(i[k]*F[k] + (one - F[k]))*c_hat[k])
+        for k in range(D):
+            tanh_c[k] = _tanh(F[k]*(f[k]*I[k] + (one - I[k]))*was[k] +
+                              I[k]*(i[k]*F[k] + (one - F[k]))*c_hat[k])
         for k in range(D): do[k] = (dy[k] + dh_r[k])*tanh_c[k]*o[k]*(one - o[k])
         for k in range(D): d[k] = dc_r[k] + (dy[k] + dh_r[k])*o[k]*(one - tanh_c[k]*tanh_c[k])
         for k in range(D): dc_r[k] = d[k]*F[k]*(f[k]*I[k] + (one - I[k]))
-        for k in range(D): dc_hat[k] = d[k]*I[k]*(i[k]*F[k] + (one - F[k]))*(one - c_hat[k]*c_hat[k])
+        for k in range(D):
+            dc_hat[k] = d[k]*I[k]*(i[k]*F[k] + (one - F[k]))*(one - c_hat[k]*c_hat[k])
         for k in range(D): df[k] = d[k]*was[k]*F[k]*I[k]*f[k]*(one - f[k])
         for k in range(D): di[k] = d[k]*c_hat[k]*F[k]*I[k]*i[k]*(one - i[k])
-        for k in range(D): dF[k] = d[k]*(was[k]*(one - I[k]*(one - f[k])) - c_hat[k]*I[k]*(one - i[k]))
-        for k in range(D): dI[k] = d[k]*(c_hat[k]*(one - F[k]*(one - i[k])) - was[k]*F[k]*(one - f[k]))
+        for k in range(D):
+            dF[k] = d[k]*(was[k]*(one - I[k]*(one - f[k])) - c_hat[k]*I[k]*(one - i[k]))
+        for k in range(D):
+            dI[k] = d[k]*(c_hat[k]*(one - F[k]*(one - i[k])) - was[k]*F[k]*(one - f[k]))
         share = one/dc.dtype.type(N)
         _softmax_backward(p_f, dF, -d_far[t]*share, one, dg[4*D:4*D + N])
         _softmax_backward(p_i, dI, d_near[t]*share, -one, dg[4*D + N:])
 
 # %% ../../nbs/1_ordered_neurons/140_fast_on_lstm.ipynb #export-order
-def _order(rows: int, batch: int, batch_sizes: Tensor | None, reverse: bool) -> list[tuple[int, int]]:
+def _order(rows: int, batch: int, batch_sizes: Tensor | None,
+           reverse: bool) -> list[tuple[int, int]]:
     "First and last row of each step, in the order of the run."
     steps = step_sizes(rows, batch, batch_sizes)
     ends = list(accumulate(steps, initial=0))
     if ends[-1] != rows or not all(a >= b > 0 for a, b in pairwise([batch, *steps])):
-        raise ValueError(f'{rows} rows of {batch} sequences cannot be taken in steps of {steps}: none may be empty or larger than the one before')
+        raise ValueError(f'{rows} rows of {batch} sequences cannot be taken in steps of {steps}: '
+                         'none may be empty or larger than the one before')
     return list(zip(ends, ends[1:]))[::-1 if reverse else 1]
 
 def _row_before(order: list[tuple[int, int]], batch: int, rows: int) -> Tensor:
@@ -205,34 +219,40 @@ def _own(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def passes(
     kernels: RowKernels,         # of a device
-) -> tuple[Callable, Callable]:  # from all inputs to all outputs and what to keep; from their gradients to those of the inputs
+) -> tuple[Callable, Callable]:  # inputs to outputs and what to keep; gradients back to the inputs
     "Forward and backward pass over a batch of sequences. Shen et al. (2019), §4; Werbos (1990)."
-    def forward(projected: Tensor, weight_hh: Tensor, h_0: Tensor, c_0: Tensor, batch_sizes: Tensor | None,
-                live_top: bool, reverse: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(projected: Tensor, weight_hh: Tensor, h_0: Tensor, c_0: Tensor,
+                batch_sizes: Tensor | None, live_top: bool,
+                reverse: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         "Output, last state, distances; then gates and old cells for the backward pass."
-        low, kind, (n, G), (B, D) = projected.dtype, gate_dtype(projected.dtype), projected.shape, h_0.shape
+        low, kind, (n, G), (B, D) = (projected.dtype, gate_dtype(projected.dtype),
+                                     projected.shape, h_0.shape)
         held = low if kernels.half else kind
         if weight_hh.shape != (G, D) or c_0.shape != (B, D):
-            raise ValueError(f'U has shape {tuple(weight_hh.shape)} and must have {(G, D)}; c_0 has {tuple(c_0.shape)} and must have {(B, D)}')
+            raise ValueError(f'U has shape {tuple(weight_hh.shape)} and must have {(G, D)}; '
+                             f'c_0 has {tuple(c_0.shape)} and must have {(B, D)}')
         def new(*shape, dtype=held): return projected.new_empty(shape, dtype=dtype)
         gates, h, c = _own(projected, kind), _own(h_0, held), _own(c_0, kind)
         product, output = new(B, G), new(n, D)
         old, far, near = (new(*o, dtype=kind) for o in ((n, D), (n,), (n,)))
-        times_U = forward_product(weight_hh) if held == low else lambda h, out: out.copy_(torch.mm(h.to(low), weight_hh.t()))
+        times_U = (forward_product(weight_hh) if held == low else
+                   lambda h, out: out.copy_(torch.mm(h.to(low), weight_hh.t())))
         memory = [kernels.view(o) for o in (gates, product, old, output, far, near, h, c)]
         for a, b in _order(n, B, batch_sizes, reverse):
             times_U(h[:b - a], product[:b - a])
             kernels.forward(*memory, a, b - a, live_top)
         return *(o.to(low) for o in (output, h, c)), far, near, gates, old
 
-    def backward(d_output: Tensor, d_h: Tensor, d_c: Tensor, d_far: Tensor, d_near: Tensor, gates: Tensor, old: Tensor,
-                 output: Tensor, weight_hh: Tensor, h_0: Tensor, batch_sizes: Tensor | None,
+    def backward(d_output: Tensor, d_h: Tensor, d_c: Tensor, d_far: Tensor, d_near: Tensor,
+                 gates: Tensor, old: Tensor, output: Tensor, weight_hh: Tensor, h_0: Tensor,
+                 batch_sizes: Tensor | None,
                  reverse: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         "Gradients of the projected input, of U and of the first state."
         low, kind, B = output.dtype, gates.dtype, len(h_0)
         held = low if kernels.half else kind
         dh, dc, d_gates = _own(d_h, held), _own(d_c, kind), torch.empty_like(gates, dtype=held)
-        times_U = backward_product(weight_hh) if held == low else lambda d, out: out.copy_(torch.mm(d.to(low), weight_hh))
+        times_U = (backward_product(weight_hh) if held == low else
+                   lambda d, out: out.copy_(torch.mm(d.to(low), weight_hh)))
         given = gates, old, d_output.to(held).contiguous(), d_far.contiguous(), d_near.contiguous()
         memory = [kernels.view(o) for o in (*given, dh, dc, d_gates)]
         order = _order(len(gates), B, batch_sizes, reverse)
@@ -248,13 +268,15 @@ def passes(
 # %% ../../nbs/1_ordered_neurons/140_fast_on_lstm.ipynb #export-operation
 def operation(
     name: str,           # after `lotterybook::`; the backward pass adds `_backward`
-    device: str,         # whose tensors the kernels can work on; other devices' kernels can be registered on the result
+    device: str,         # whose tensors the kernels take; those of others can be registered later
     kernels: RowKernels, # of that device
 ) -> tuple:              # the operation and its backward, as `torch.library.custom_op` returns them
     "The two passes as operations of PyTorch, with shapes for tracing, and with autograd."
     forward, backward = passes(kernels)
-    on_lstm = torch.library.custom_op(f'lotterybook::{name}', forward, mutates_args=(), device_types=device)
-    on_lstm_backward = torch.library.custom_op(f'lotterybook::{name}_backward', backward, mutates_args=(), device_types=device)
+    on_lstm = torch.library.custom_op(f'lotterybook::{name}', forward,
+                                      mutates_args=(), device_types=device)
+    on_lstm_backward = torch.library.custom_op(f'lotterybook::{name}_backward', backward,
+                                               mutates_args=(), device_types=device)
     on_lstm.register_fake(_shapes)
     on_lstm_backward.register_fake(_shapes_backward)
     def back(ctx, *d):
@@ -267,24 +289,29 @@ def operation(
 def _shapes(projected, weight_hh, h_0, c_0, batch_sizes, live_top, reverse):
     "What the forward pass returns, without numbers."
     D, kind = h_0.shape[1], gate_dtype(projected.dtype)
-    def row(*shape, dtype=None): return projected.new_empty((projected.shape[0], *shape), dtype=dtype)
+    def row(*shape, dtype=None):
+        return projected.new_empty((projected.shape[0], *shape), dtype=dtype)
     h, c = (o.new_empty(o.shape) for o in (h_0, c_0))
-    return row(D), h, c, row(dtype=kind), row(dtype=kind), row(projected.shape[1], dtype=kind), row(D, dtype=kind)
+    return (row(D), h, c, row(dtype=kind), row(dtype=kind),
+            row(projected.shape[1], dtype=kind), row(D, dtype=kind))
 
-def _shapes_backward(d_output, d_h, d_c, d_far, d_near, gates, old, output, weight_hh, h_0, batch_sizes, reverse):
+def _shapes_backward(d_output, d_h, d_c, d_far, d_near, gates, old,
+                     output, weight_hh, h_0, batch_sizes, reverse):
     "What the backward pass returns, without numbers."
-    return torch.empty_like(gates, dtype=output.dtype), weight_hh.new_empty(weight_hh.shape), h_0.new_empty(h_0.shape), h_0.new_empty(h_0.shape)
+    return (torch.empty_like(gates, dtype=output.dtype), weight_hh.new_empty(weight_hh.shape),
+            h_0.new_empty(h_0.shape), h_0.new_empty(h_0.shape))
 
 def _keep(ctx, inputs, output) -> None:
     "What the backward pass needs."
     _, weight_hh, h_0, _, batch_sizes, _, ctx.reverse = inputs
     ctx.save_for_backward(output[5], output[6], output[0], weight_hh, h_0, batch_sizes)
-    ctx.set_materialize_grads(False)  # no zeros for gates and old cells, which have no gradient: they are the largest tensors here
+    ctx.set_materialize_grads(False)  # no zeros for gates and old cells, the largest tensors here
 
 def _arrived(saved: tuple, d: tuple) -> list[Tensor]:
     "The gradients that reached the five outputs of a run; zeros where an output was not used."
     gates, _, output, _, h_0, _ = saved
-    return [torch.zeros_like(like) if o is None else o for o, like in zip(d, (output, h_0, h_0, gates[:, 0], gates[:, 0]))]
+    return [torch.zeros_like(like) if o is None else o
+            for o, like in zip(d, (output, h_0, h_0, gates[:, 0], gates[:, 0]))]
 
 OPERATIONS = operation('on_lstm', 'cpu', RowKernels(_forward_rows, _backward_rows, Tensor.numpy))
 
@@ -296,19 +323,22 @@ def check_columns(
 ) -> None:        # or a ValueError: a kernel would read beyond its row
     "Complain about columns that are not those of the gates."
     checked_size(levels, 'levels')
-    if columns != 4*hidden + 2*levels: raise ValueError(f'{columns} columns are not those of 4·{hidden} gates and 2·{levels} levels')
+    if columns != 4*hidden + 2*levels:
+        raise ValueError(f'{columns} columns are not those of 4·{hidden} gates and 2·{levels} levels')
     if hidden % levels: raise ValueError(f'{hidden} cells cannot be shared among {levels} levels')
 
 def numba_loop(
-    projected: Tensor,                 # `(rows, 4 hidden + 2 levels)` W x_t + b of every row, on the CPU
+    projected: Tensor,                 # `(rows, 4 hidden + 2 levels)` W x_t + b, on the CPU
     weight_hh: Tensor,                 # `(4 hidden + 2 levels, hidden)` U
     h: Tensor,                         # `(batch, hidden)` h_0
     c: Tensor,                         # `(batch, hidden)` c_0
-    batch_sizes: Tensor | None = None, # `(steps,)` of a packed batch; None: all sequences have the same length
+    batch_sizes: Tensor | None = None, # `(steps,)` of a packed batch; None: all have one length
     levels: int = 1,                   # N
     live_top: bool = False,            # as in `master_gates`
     reverse: bool = False,             # from the last step to the first
-) -> LayerRun:                              # as `recurrence.loop`
-    "An ON-LSTM over a batch of sequences, compiled for processors; gradients once, not twice. Shen et al. (2019), §4."
+) -> LayerRun:                         # as `recurrence.loop`
+    ("An ON-LSTM over a batch of sequences, compiled for processors; gradients once, not twice. "
+     "Shen et al. (2019), §4.")
     check_columns(projected.shape[1], h.shape[1], levels)
-    return LayerRun(*torch.ops.lotterybook.on_lstm(projected, weight_hh, h, c, batch_sizes, live_top, reverse)[:5])
+    return LayerRun(*torch.ops.lotterybook.on_lstm(
+        projected, weight_hh, h, c, batch_sizes, live_top, reverse)[:5])

@@ -43,13 +43,16 @@ class ONLSTMCell(nn.Module):
         dtype: torch.dtype | None = None,         # of the weights
     ):
         super().__init__()
-        input_size, hidden_size = checked_size(input_size, 'input_size'), checked_size(hidden_size, 'hidden_size')
+        input_size, hidden_size = (checked_size(input_size, 'input_size'),
+                                   checked_size(hidden_size, 'hidden_size'))
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
-        self.chunk_size, self.live_top, self.levels = chunk_size, live_top, levels(hidden_size, chunk_size, live_top)
+        self.chunk_size, self.live_top, self.levels = (
+            chunk_size, live_top, levels(hidden_size, chunk_size, live_top))
         rows = 4*hidden_size + 2*self.levels
         def new(*shape): return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.weight_ih, self.weight_hh = new(rows, input_size), new(rows, hidden_size)
-        for name in ('bias_ih', 'bias_hh'): self.register_parameter(name, new(rows) if bias else None)
+        for name in ('bias_ih', 'bias_hh'):
+            self.register_parameter(name, new(rows) if bias else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -60,18 +63,22 @@ class ONLSTMCell(nn.Module):
     def forward(
         self,
         x: Tensor,                                # `(batch, input)` or `(input,)`
-        hx: tuple[Tensor, Tensor] | None = None,  # h and c, `(batch, hidden)` or `(hidden,)`; None: zeros
+        hx: tuple[Tensor, Tensor] | None = None,  # h and c, `(..., hidden)` as `x`; None: zeros
     ) -> tuple[Tensor, Tensor]:                   # the next h and c
         "One step further."
         if x.dim() not in (1, 2) or x.shape[-1] != self.input_size:
-            raise ValueError(f'input has shape {tuple(x.shape)}; it must be (batch, {self.input_size}) or ({self.input_size},)')
-        if hx is not None and (isinstance(hx, Tensor) or len(hx) != 2 or any(o is None for o in hx)):
+            raise ValueError(f'input has shape {tuple(x.shape)}; '
+                             f'it must be (batch, {self.input_size}) or ({self.input_size},)')
+        if hx is not None and (isinstance(hx, Tensor) or len(hx) != 2 or
+                               any(o is None for o in hx)):
             raise ValueError('the state must be a pair (h, c), both given; or leave it out')
         h, c = hx if hx is not None else (x.new_zeros(*x.shape[:-1], self.hidden_size),)*2
         if h.shape != c.shape or h.shape != (*x.shape[:-1], self.hidden_size):
-            raise ValueError(f'h and c have shapes {tuple(h.shape)} and {tuple(c.shape)}; both must be {(*x.shape[:-1], self.hidden_size)}')
+            raise ValueError(f'h and c have shapes {tuple(h.shape)} and {tuple(c.shape)}; '
+                             f'both must be {(*x.shape[:-1], self.hidden_size)}')
         projected = linear(x, self.weight_ih, _sum(self.bias_ih, self.bias_hh))
-        step = on_lstm_step(projected, h, c.to(gate_dtype(c.dtype)), self.weight_hh, self.levels, self.live_top)
+        step = on_lstm_step(projected, h, c.to(gate_dtype(c.dtype)), self.weight_hh,
+                            self.levels, self.live_top)
         return step.h.to(h.dtype), step.c.to(c.dtype)
 
     def extra_repr(self) -> str: # what `print` shows
@@ -92,18 +99,24 @@ class _Rows(NamedTuple):
 
 def _checked_input(x: Tensor, input_size: int, weight: Tensor, packed: bool) -> None:
     "Complain about an input that the layer cannot read."
-    if not packed and x.dim() not in (2, 3): raise ValueError(f'input has {x.dim()} dimensions; it must have 3, or 2 for one sequence')
+    if not packed and x.dim() not in (2, 3):
+        raise ValueError(f'input has {x.dim()} dimensions; it must have 3, or 2 for one sequence')
     if x.shape[-1] != input_size:
-        raise ValueError(f'input has {x.shape[-1]} features (shape {tuple(x.shape)}), but the layer reads {input_size}')
+        raise ValueError(f'input has {x.shape[-1]} features (shape {tuple(x.shape)}), '
+                         f'but the layer reads {input_size}')
     if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise ValueError(f'input is {x.dtype} and the weights are {weight.dtype}; convert the input: x.to({weight.dtype})')
+        raise ValueError(f'input is {x.dtype} and the weights are {weight.dtype}; '
+                         f'convert the input: x.to({weight.dtype})')
 
 def _as_rows(x: Tensor | PackedSequence, batch_first: bool) -> _Rows:
     "A batch of any form as rows."
-    if isinstance(x, PackedSequence): return _Rows(x.data, int(x.batch_sizes[0]), x.batch_sizes, len(x.batch_sizes))
+    if isinstance(x, PackedSequence):
+        return _Rows(x.data, int(x.batch_sizes[0]), x.batch_sizes, len(x.batch_sizes))
     if x.dim() == 2: x = x.unsqueeze(1)
     elif batch_first: x = x.transpose(0, 1)
-    if x.shape[0] == 0: raise ValueError(f'input has no steps (shape {tuple(x.shape)}); a sequence needs one at least')
+    if x.shape[0] == 0:
+        raise ValueError(f'input has no steps (shape {tuple(x.shape)}); '
+                         'a sequence needs one at least')
     return _Rows(x.flatten(0, 1), x.shape[1], None, x.shape[0])
 
 def _sequence_of(rows: _Rows) -> Tensor:
@@ -124,7 +137,7 @@ class ONLSTM(nn.Module):
         bidirectional: bool = False,      # a second run from the end
         *,
         chunk_size: int,                  # cells C that share a level; every D must be a multiple
-        weight_dropout: float = 0.,       # share of recurrent weights dropped for a whole sequence, in [0, 1)
+        weight_dropout: float = 0.,       # share of U dropped, for a whole sequence, in [0, 1)
         weight_dropout_scaling: str = 'inverted', # or 'released'
         locked: bool = False,             # dropout between layers keeps its mask for a sequence
         return_distances: bool = False,   # return distances, unless a call says otherwise
@@ -135,29 +148,39 @@ class ONLSTM(nn.Module):
     ):
         super().__init__()
         self.hidden_sizes = _hidden_sizes(hidden_size, num_layers)
-        self.hidden_size = self.hidden_sizes if isinstance(hidden_size, Iterable) else self.hidden_sizes[0]
-        self.input_size, self.num_layers = checked_size(input_size, 'input_size'), len(self.hidden_sizes)
-        self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, bidirectional
-        self.chunk_size, self.live_top, self.locked, self.return_distances = chunk_size, live_top, locked, return_distances
-        self.weight_dropout, self.weight_dropout_scaling, self.engine = weight_dropout, weight_dropout_scaling, engine
+        self.hidden_size = (self.hidden_sizes if isinstance(hidden_size, Iterable) else
+                            self.hidden_sizes[0])
+        self.input_size, self.num_layers = (
+            checked_size(input_size, 'input_size'), len(self.hidden_sizes))
+        self.bias, self.batch_first, self.dropout, self.bidirectional = (
+            bias, batch_first, dropout, bidirectional)
+        self.chunk_size, self.live_top, self.locked, self.return_distances = (
+            chunk_size, live_top, locked, return_distances)
+        self.weight_dropout, self.weight_dropout_scaling, self.engine = (
+            weight_dropout, weight_dropout_scaling, engine)
         self._check_options()
         self.directions = ('', '_reverse') if bidirectional else ('',)
-        self.levels = list(map(partial(levels, chunk_size=chunk_size, live_top=live_top), self.hidden_sizes))
+        self.levels = list(map(partial(levels, chunk_size=chunk_size, live_top=live_top),
+                               self.hidden_sizes))
         for l, D in enumerate(self.hidden_sizes):
             rows = 4*D + 2*self.levels[l]
             for end in self.directions:
-                for name, shape in dict(weight_ih=(rows, self._fan_in(l)), weight_hh=(rows, D), bias_ih=(rows,), bias_hh=(rows,)).items():
-                    weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if bias or 'weight' in name else None
+                for name, shape in dict(weight_ih=(rows, self._fan_in(l)), weight_hh=(rows, D),
+                                        bias_ih=(rows,), bias_hh=(rows,)).items():
+                    weight = (nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                              if bias or 'weight' in name else None)
                     self.register_parameter(f'{name}_l{l}{end}', weight)
         self.reset_parameters()
 
     def _check_options(self) -> None:
         "Complain about options that mean nothing."
-        for name in ('dropout', 'weight_dropout'): checked_fraction(getattr(self, name), name, zero=True)
+        for name in ('dropout', 'weight_dropout'):
+            checked_fraction(getattr(self, name), name, zero=True)
         checked_name(self.weight_dropout_scaling, SCALINGS, 'weight_dropout_scaling')
         find_engine(self.engine, torch.empty(0))
         if self.dropout and self.num_layers == 1:
-            warnings.warn(f'dropout={self.dropout} acts between layers, and there is one layer', stacklevel=3)
+            warnings.warn(f'dropout={self.dropout} acts between layers, and there is one layer',
+                          stacklevel=3)
 
     def _fan_in(self, l: int) -> int:
         "Features that layer `l` reads."
@@ -177,25 +200,29 @@ class ONLSTM(nn.Module):
         "h and c of each layer, `(directions, batch, hidden)`, in the order of the rows."
         shapes = [(len(self.directions), rows.batch, D) for D in self.hidden_sizes]
         if hx is None: return [[rows.data.new_zeros(shape) for shape in shapes] for _ in range(2)]
-        if len(hx) != 2: raise ValueError(f'the state must be a pair (h_0, c_0), not {len(hx)} tensors')
-        return [_layers(name, part, shapes, unbatched, order) for name, part in zip(('h_0', 'c_0'), hx)]
+        if len(hx) != 2:
+            raise ValueError(f'the state must be a pair (h_0, c_0), not {len(hx)} tensors')
+        return [_layers(name, part, shapes, unbatched, order)
+                for name, part in zip(('h_0', 'c_0'), hx)]
 
     def _run(self, l: int, d: int, x: Tensor, state: list, rows: _Rows, dtype: torch.dtype):
         "One layer in one direction."
         def weight(name): return getattr(self, f'{name}_l{l}{self.directions[d]}')
         W, b = weight('weight_ih').to(dtype), _sum(weight('bias_ih'), weight('bias_hh'))
-        U = drop_connect(weight('weight_hh'), self.weight_dropout, self.training, self.weight_dropout_scaling).to(dtype)
+        U = drop_connect(weight('weight_hh'), self.weight_dropout, self.training,
+                         self.weight_dropout_scaling).to(dtype)
         projected = linear(x, W, None if b is None else b.to(dtype))
         return recur(self.engine, projected, U, state[0][l][d].to(dtype), state[1][l][d].to(dtype),
                      rows.batch_sizes, self.levels[l], self.live_top, reverse=d == 1)
 
     def forward(
         self,
-        input: Tensor | PackedSequence,   # `(seq, batch, input)`, `(batch, seq, input)`, `(seq, input)` or packed
-        hx: tuple | None = None,          # `(h_0, c_0)`, each `(layers·directions, batch, hidden)`; None: zeros
+        input: Tensor | PackedSequence,   # `(seq, [batch,] input)`, or batch first, or packed
+        hx: tuple | None = None,          # h_0, c_0: `(layers·directions, batch, hidden)`, or zeros
         return_distances: bool | None = None, # None: as the layer was made
-    ) -> tuple:                           # output, (h_n, c_n); with distances also (distance_forget, distance_input)
-        "As `nn.LSTM`. Distances are `(layers·directions, seq, batch)`; packed sequences are padded there with zeros."
+    ) -> tuple:                           # output, (h_n, c_n)[, (distance_forget, distance_input)]
+        ("As `nn.LSTM`. Distances are `(layers·directions, seq, batch)`; "
+         "packed sequences are padded there with zeros.")
         packed = isinstance(input, PackedSequence)
         _checked_input(input.data if packed else input, self.input_size, self.weight_ih_l0, packed)
         rows, unbatched = _as_rows(input, self.batch_first), not packed and input.dim() == 2
@@ -207,24 +234,32 @@ class ONLSTM(nn.Module):
             x, runs = self._all_layers(rows._replace(data=rows.data.to(dtype)), (h_0, c_0), dtype)
         output = self._restored(x, rows, input, self.batch_first)
         order  = input.unsorted_indices if packed else None
-        state  = tuple(self._final([[getattr(run, part) for run in of] for of in runs], unbatched, order) for part in ('h_n', 'c_n'))
-        if not (self.return_distances if return_distances is None else return_distances): return output, state
-        return output, state, tuple(self._distances(runs, part, rows, input) for part in ('distance_forget', 'distance_input'))
+        state  = tuple(self._final([[getattr(run, part) for run in of] for of in runs],
+                                   unbatched, order)
+                       for part in ('h_n', 'c_n'))
+        if not (self.return_distances if return_distances is None else return_distances):
+            return output, state
+        return output, state, tuple(self._distances(runs, part, rows, input)
+                                    for part in ('distance_forget', 'distance_input'))
 
     def _all_layers(self, rows: _Rows, state: tuple, dtype: torch.dtype) -> tuple[Tensor, list]:
         "Output rows of the last layer, and the runs of every layer, one for each direction."
         runs, x = [], rows.data
         for l in range(self.num_layers):
             if l and self.dropout: x = self._dropped(x, rows)
-            runs.append([self._run(l, d, x, state, rows, dtype) for d in range(len(self.directions))])
-            x = torch.cat([run.output for run in runs[-1]], -1) if self.bidirectional else runs[-1][0].output
+            runs.append([self._run(l, d, x, state, rows, dtype)
+                         for d in range(len(self.directions))])
+            x = (torch.cat([run.output for run in runs[-1]], -1) if self.bidirectional else
+                 runs[-1][0].output)
         return x, runs
 
     def _dropped(self, x: Tensor, rows: _Rows) -> Tensor:
         "What flows between two layers."
         if not self.locked: return dropout(x, self.dropout, self.training)
-        if rows.batch_sizes is not None: return locked_dropout(x, self.dropout, self.training, _sequence_of(rows))
-        return locked_dropout(x.unflatten(0, (rows.steps, rows.batch)), self.dropout, self.training).flatten(0, 1)
+        if rows.batch_sizes is not None:
+            return locked_dropout(x, self.dropout, self.training, _sequence_of(rows))
+        return locked_dropout(x.unflatten(0, (rows.steps, rows.batch)),
+                              self.dropout, self.training).flatten(0, 1)
 
     def _restored(self, x: Tensor, rows: _Rows, input, batch_first: bool):
         "Rows in the form of the input."
@@ -242,35 +277,46 @@ class ONLSTM(nn.Module):
     def _distances(self, runs: list, part: str, rows: _Rows, input) -> Tensor:
         "Distances of all layers and directions, time first."
         each = torch.stack([getattr(run, part) for of in runs for run in of], -1)  # (rows, layers)
-        if rows.batch_sizes is not None: each = pad_packed_sequence(PackedSequence(each, *input[1:]))[0]
-        else: each = self._restored(each, rows, input, batch_first=False)
+        if rows.batch_sizes is not None:
+            each = pad_packed_sequence(PackedSequence(each, *input[1:]))[0]
+        else:
+            each = self._restored(each, rows, input, batch_first=False)
         return each.movedim(-1, 0)
 
     def extra_repr(self) -> str: # what `print` shows
         "The sizes, and what is not as usual."
-        usual = dict(num_layers=1, bias=True, batch_first=False, dropout=0, bidirectional=False, weight_dropout=0,
-                     weight_dropout_scaling='inverted', locked=False, return_distances=False, live_top=False, engine='auto')
-        odd = ''.join(f', {k}={getattr(self, k)}' for k, v in usual.items() if getattr(self, k) != v)
+        usual = dict(num_layers=1, bias=True, batch_first=False, dropout=0, bidirectional=False,
+                     weight_dropout=0, weight_dropout_scaling='inverted', locked=False,
+                     return_distances=False, live_top=False, engine='auto')
+        odd = ''.join(f', {k}={getattr(self, k)}' for k, v in usual.items()
+                      if getattr(self, k) != v)
         return f'{self.input_size}, {self.hidden_size}, chunk_size={self.chunk_size}{odd}'
 
 def _hidden_sizes(hidden_size: int | Sequence[int], num_layers: int) -> list[int]:
     "A size for each layer."
-    if not isinstance(hidden_size, Iterable): return [checked_size(hidden_size, 'hidden_size')]*checked_size(num_layers, 'num_layers')
+    if not isinstance(hidden_size, Iterable):
+        return [checked_size(hidden_size, 'hidden_size')]*checked_size(num_layers, 'num_layers')
     sizes = [checked_size(D, f'hidden_size[{l}]') for l, D in enumerate(hidden_size)]
     if not sizes or num_layers not in (1, len(sizes)):
-        raise ValueError(f'hidden_size names {len(sizes)} layers, and num_layers={num_layers}; leave num_layers out')
+        raise ValueError(f'hidden_size names {len(sizes)} layers, and num_layers={num_layers}; '
+                         'leave num_layers out')
     return sizes
 
 def _layers(name: str, part, shapes: list, unbatched: bool, order: Tensor | None) -> list[Tensor]:
-    "A part of the state, given as one tensor or one for each layer, as `(directions, batch, hidden)` a layer."
-    if part is None: raise ValueError(f'{name} is None; leave the whole state out, or give both parts')
-    parts = list(part.split([s[0] for s in shapes])) if isinstance(part, Tensor) and len(part) == sum(s[0] for s in shapes) else list(part)
+    ("A part of the state, given as one tensor or one for each layer, "
+     "as `(directions, batch, hidden)` a layer.")
+    if part is None:
+        raise ValueError(f'{name} is None; leave the whole state out, or give both parts')
+    parts = (list(part.split([s[0] for s in shapes]))
+             if isinstance(part, Tensor) and len(part) == sum(s[0] for s in shapes) else
+             list(part))
     if unbatched: parts = [o.unsqueeze(1) for o in parts]
     if [tuple(o.shape) for o in parts] != shapes:
         given = tuple(part.shape) if isinstance(part, Tensor) else [tuple(o.shape) for o in part]
         needs = [(s[0], s[2]) if unbatched else s for s in shapes]
         if len({s[1:] for s in needs}) == 1: needs = (sum(s[0] for s in needs), *needs[0][1:])
-        raise ValueError(f'{name} has shape {given}; it must be {needs}: (layers·directions, {"" if unbatched else "batch, "}hidden)')
+        raise ValueError(f'{name} has shape {given}; it must be {needs}: '
+                         f'(layers·directions, {"" if unbatched else "batch, "}hidden)')
     return parts if order is None else [o[:, order] for o in parts]
 
 # %% ../../nbs/1_ordered_neurons/130_on_lstm.ipynb #export-rows
@@ -283,38 +329,42 @@ def _scale(layer: ONLSTM) -> float:
     "U here over U in the release."
     return 1 - layer.weight_dropout if layer.weight_dropout_scaling == 'inverted' else 1.
 
-_NAMES = {'ih.0.weight': 'weight_ih', 'ih.0.bias': 'bias_ih', 'hh.weight': 'weight_hh', 'hh.bias': 'bias_hh'}
+_NAMES = {'ih.0.weight': 'weight_ih', 'ih.0.bias': 'bias_ih',
+          'hh.weight': 'weight_hh', 'hh.bias': 'bias_hh'}
 
-def _from_reference(
-    cls,
-    state_dict: dict[str, Tensor],  # keys end in `cells.0.ih.0.weight` and so on; a whole language model will do
-    chunk_size: int,                # cells C that share a level, 10 in the paper
-    **options: object,              # of the constructor; `weight_dropout` as in training: the scaling is then 'released'
-) -> 'ONLSTM':                      # with these weights, in their type and on their device
-    "A layer with the weights of the released code. Shen et al. (2019), public code."
-    unfit = {k: v for k, v in options.items() if k in ('bidirectional', 'live_top') and v or k in ('num_layers', 'hidden_size', 'input_size')
-             or k == 'bias' and not v}
-    if unfit: raise ValueError(f'{", ".join(f"{k}={v!r}" for k, v in unfit.items())} does not fit a checkpoint of the released code; leave it out')
-    prefix = next((m[1] for key in state_dict if (m := re.match(r'(.*)cells\.0\.ih\.0\.weight$', key))), '')
-    cells = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(f'{prefix}cells.')}
+def _from_reference(cls, state_dict: dict[str, Tensor], chunk_size: int,
+                    **options: object) -> 'ONLSTM':
+    "A layer with the released code's weights, in their type, on their device. Shen et al. (2019)."
+    unfit = {k: v for k, v in options.items()
+             if k in ('bidirectional', 'live_top') and v or
+             k in ('num_layers', 'hidden_size', 'input_size') or k == 'bias' and not v}
+    if unfit:
+        raise ValueError(f'{", ".join(f"{k}={v!r}" for k, v in unfit.items())} does not fit '
+                         'a checkpoint of the released code; leave it out')
+    # keys end in `cells.0.ih.0.weight` and so on: a whole language model will do
+    prefix = next((m[1] for key in state_dict
+                   if (m := re.match(r'(.*)cells\.0\.ih\.0\.weight$', key))), '')
+    cells = {key.removeprefix(prefix): value for key, value in state_dict.items()
+             if key.startswith(f'{prefix}cells.')}
     sizes = layer_shapes(cells, chunk_size)
     hidden = [s.hidden_size for s in sizes]
     same = len(set(hidden)) == 1
     like = cells['cells.0.hh.weight']
+    # `weight_dropout` is given as it was in training, for the scaling is 'released'
     options = dict(weight_dropout_scaling='released', device=like.device, dtype=like.dtype) | options
-    layer = cls(sizes[0].input_size, hidden[0] if same else hidden, len(hidden) if same else 1, chunk_size=chunk_size, **options)
+    layer = cls(sizes[0].input_size, hidden[0] if same else hidden, len(hidden) if same else 1,
+                chunk_size=chunk_size, **options)
     with torch.no_grad():
         for l, shape in enumerate(sizes):
             rows = _rows_of_release(shape.hidden_size, shape.levels)
             for theirs, ours in _NAMES.items():
                 value = cells[f'cells.{l}.{theirs}'][rows]
-                getattr(layer, f'{ours}_l{l}').copy_(value*_scale(layer) if ours == 'weight_hh' else value)
+                getattr(layer, f'{ours}_l{l}').copy_(
+                    value*_scale(layer) if ours == 'weight_hh' else value)
     return layer
 
-def _to_reference(
-    self,
-) -> dict[str, Tensor]:  # keys `cells.0.ih.0.weight` and so on, copies
-    "The weights as the released code keeps them. Shen et al. (2019), public code."
+def _to_reference(self) -> dict[str, Tensor]:
+    "The weights as the released code keeps them, copied. Shen et al. (2019), public code."
     for name in ('bidirectional', 'live_top'):
         if getattr(self, name): raise ValueError(f'the released code knows no {name}=True')
     out = {}
@@ -322,8 +372,11 @@ def _to_reference(
         order = _rows_of_release(D, N).argsort()
         for theirs, ours in _NAMES.items():
             value = getattr(self, f'{ours}_l{l}')
-            if value is None: value = torch.zeros(len(order), dtype=self.weight_hh_l0.dtype, device=self.weight_hh_l0.device)
-            out[f'cells.{l}.{theirs}'] = (value/_scale(self) if ours == 'weight_hh' else value)[order].detach().clone()
+            if value is None:
+                value = torch.zeros(len(order), dtype=self.weight_hh_l0.dtype,
+                                    device=self.weight_hh_l0.device)
+            out[f'cells.{l}.{theirs}'] = (
+                value/_scale(self) if ours == 'weight_hh' else value)[order].detach().clone()
     return out
 
 ONLSTM.from_reference, ONLSTM.to_reference = classmethod(_from_reference), _to_reference

@@ -8,7 +8,8 @@ import torch
 from functools import cache, wraps
 from collections.abc import Callable
 from torch import Tensor
-from .fast_on_lstm import OPERATIONS, RowKernels, check_columns, operation, passes
+from .fast_on_lstm import (
+    OPERATIONS, RowKernels, check_columns, operation, passes)
 from .recurrence import LayerRun
 
 # %% auto #0
@@ -22,7 +23,8 @@ def _tanh(x):
     return tl.where(tl.abs(x) < .25, near, 2*tl.sigmoid(2*x) - 1)
 
 def _places(N: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr, PLACES: tl.constexpr):
-    "Levels of a tile and which are real; cells, as level by place in the chunk, and which are there."
+    ("Levels of a tile and which are real; "
+     "cells, as level by place in the chunk, and which are there.")
     level, place = tl.arange(0, LEVELS), tl.arange(0, PLACES)
     real = level < N
     return level, real, level[:, None]*C + place[None, :], real[:, None] & (place < C)[None, :]
@@ -39,7 +41,8 @@ def _forward_row(gates, product, old, output, far, near, h, c, first, live_top: 
     c_hat = tanh(tl.load(g + 2*D + cell, there, 0) + tl.load(Uh + 2*D + cell, there, 0))
     o     = tl.sigmoid(tl.load(g + 3*D + cell, there, 0) + tl.load(Uh + 3*D + cell, there, 0))
     z_f   = tl.load(g + 4*D + level, real, -float('inf')) + tl.load(Uh + 4*D + level, real, 0)
-    z_i   = tl.load(g + 4*D + N + level, real, -float('inf')) + tl.load(Uh + 4*D + N + level, real, 0)
+    z_i   = (tl.load(g + 4*D + N + level, real, -float('inf')) +
+             tl.load(Uh + 4*D + N + level, real, 0))
     if live_top:
         z_f, z_i = tl.where(level == N, 0, z_f), tl.where(level == N, 0, z_i)
     p_f, p_i = tl.softmax(z_f), tl.softmax(z_i)
@@ -64,7 +67,8 @@ def _forward_row(gates, product, old, output, far, near, h, c, first, live_top: 
 # %% ../../nbs/1_ordered_neurons/145_on_lstm_on_cuda.ipynb #export-backward
 def _backward_row(gates, old, d_output, d_far, d_near, dh, dc, d_gates, first,
                   N: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr, PLACES: tl.constexpr):
-    "One step back of one row: `d_gates` is filled, `dc` is moved; `dh` comes from the next step's product."
+    ("One step back of one row: `d_gates` is filled, `dc` is moved; "
+     "`dh` comes from the next step's product.")
     r, D = tl.program_id(0).to(tl.int64), N*C
     t = first + r
     level, real, cell, there = places(N, C, LEVELS, PLACES)
@@ -76,7 +80,8 @@ def _backward_row(gates, old, d_output, d_far, d_near, dh, dc, d_gates, first,
     f_hat, i_hat = F*(f*I + (1 - I)), I*(i*F + (1 - F))
     was = tl.load(old + t*D + cell, there, 0)
     tanh_c = tanh(f_hat*was + i_hat*c_hat)
-    d_h = tl.load(d_output + t*D + cell, there, 0).to(gates.dtype.element_ty) + tl.load(dh + r*D + cell, there, 0)
+    d_h = (tl.load(d_output + t*D + cell, there, 0).to(gates.dtype.element_ty) +
+           tl.load(dh + r*D + cell, there, 0))
     d   = tl.load(dc + r*D + cell, there, 0) + d_h*o*(1 - tanh_c*tanh_c)
     tl.store(dc + r*D + cell, d*f_hat, there)
     tl.store(dg + cell, d*c_hat*F*I*i*(1 - i), there)
@@ -97,9 +102,11 @@ def _kernels() -> tuple:
     global tl, tanh, places
     try: import triton, triton.language as tl
     except ImportError as error:
-        raise ValueError("engine='triton' needs Triton: pip install triton, or take engine='loop' where there is none") from error
+        raise ValueError("engine='triton' needs Triton: pip install triton, "
+                         "or take engine='loop' where there is none") from error
     tanh, places = triton.jit(_tanh), triton.jit(_places)
-    return tuple(triton.jit(row, do_not_specialize=['first']) for row in (_forward_row, _backward_row))
+    return tuple(triton.jit(row, do_not_specialize=['first'])
+                 for row in (_forward_row, _backward_row))
 
 @cache
 def _tile(columns: int, hidden: int, live_top: bool = False) -> dict[str, int]:
@@ -107,12 +114,14 @@ def _tile(columns: int, hidden: int, live_top: bool = False) -> dict[str, int]:
     N = (columns - 4*hidden)//2
     C = hidden//N
     levels, places = (1 << (n - 1).bit_length() for n in (N + live_top, C))
-    return dict(N=N, C=C, LEVELS=levels, PLACES=places, num_warps=min(16, max(4, levels*places//256)))
+    return dict(N=N, C=C, LEVELS=levels, PLACES=places,
+                num_warps=min(16, max(4, levels*places//256)))
 
 def _forward_rows(gates, product, old, output, far, near, h, c, first, count, live_top):
     "As on page 140, one program for each row."
     _kernels()[0][(count,)](gates, product, old, output, far, near, h, c, first, live_top,
-                            **_tile(gates.shape[1], c.shape[1], live_top), enable_fp_fusion=True)  # a·b + c in one rounding
+                            **_tile(gates.shape[1], c.shape[1], live_top),
+                            enable_fp_fusion=True)  # a·b + c in one rounding
 
 def _backward_rows(gates, old, d_output, d_far, d_near, dh, dc, d_gates, first, count):
     "As on page 140, one program for each row."
@@ -129,7 +138,8 @@ def _where_it_lies(run: Callable) -> Callable:
         with torch.cuda.device_of(args[0]): return run(*args)
     return there
 
-for _on_lstm, _run in zip(OPERATIONS, passes(_KERNELS)): _on_lstm.register_kernel('cuda', _where_it_lies(_run))
+for _on_lstm, _run in zip(OPERATIONS, passes(_KERNELS)):
+    _on_lstm.register_kernel('cuda', _where_it_lies(_run))
 operation('on_lstm_interpreted', 'cpu', _KERNELS)
 
 def _interpreted() -> bool:
@@ -137,19 +147,22 @@ def _interpreted() -> bool:
     return all(type(o).__name__ == 'InterpretedFunction' for o in (*_kernels(), tl.cumsum))
 
 def triton_loop(
-    projected: Tensor,                 # `(rows, 4 hidden + 2 levels)` W x_t + b of every row, on a CUDA device
+    projected: Tensor,                 # `(rows, 4 hidden + 2 levels)` W x_t + b, on a CUDA device
     weight_hh: Tensor,                 # `(4 hidden + 2 levels, hidden)` U
     h: Tensor,                         # `(batch, hidden)` h_0
     c: Tensor,                         # `(batch, hidden)` c_0
-    batch_sizes: Tensor | None = None, # `(steps,)` of a packed batch, on the CPU; None: all sequences have the same length
+    batch_sizes: Tensor | None = None, # `(steps,)` of a packed batch, on the CPU; None: one length
     levels: int = 1,                   # N
     live_top: bool = False,            # as in `master_gates`
     reverse: bool = False,             # from the last step to the first
-) -> LayerRun:                              # as `recurrence.loop`
-    "An ON-LSTM over a batch of sequences, compiled for GPUs; gradients once, not twice. Shen et al. (2019), §4."
+) -> LayerRun:                         # as `recurrence.loop`
+    ("An ON-LSTM over a batch of sequences, compiled for GPUs; gradients once, not twice. "
+     "Shen et al. (2019), §4.")
     check_columns(projected.shape[1], h.shape[1], levels)
     if not projected.is_cuda and not _interpreted():
-        raise ValueError(f"engine='triton' works on CUDA devices and the input is on {projected.device}; "
+        raise ValueError("engine='triton' works on CUDA devices "
+                         f'and the input is on {projected.device}; '
                          'for tests on a CPU set TRITON_INTERPRET=1 before Triton is imported')
     name = 'on_lstm' if projected.is_cuda else 'on_lstm_interpreted'
-    return LayerRun(*getattr(torch.ops.lotterybook, name)(projected, weight_hh, h, c, batch_sizes, live_top, reverse)[:5])
+    return LayerRun(*getattr(torch.ops.lotterybook, name)(
+        projected, weight_hh, h, c, batch_sizes, live_top, reverse)[:5])

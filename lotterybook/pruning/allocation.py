@@ -112,7 +112,7 @@ def global_(
 # %% ../../nbs/2_pruning/220_allocation.ipynb #export-erk
 def _share_out(total: int, parts: list[int], limits: list[int]) -> list[int]:
     "`total` shared in proportion to `parts`, capped: what a full one cannot take goes to others."
-    hungry, shares = list(range(len(parts))), list(limits)        # which can hold the total
+    hungry, shares = list(range(len(parts))), list(limits)  # together they can hold the total
     while hungry:
         rest  = total - sum(limit for i, limit in enumerate(limits) if i not in hungry)
         whole = sum(parts[i] for i in hungry)

@@ -51,7 +51,7 @@ def save_ticket(
     ticket: Ticket,    # any device
     path: str | Path,  # a `.safetensors`; its folder is made if it is missing
 ) -> Path:             # `path`
-    "Write a ticket as safetensors: `init.*`, `mask.*`, `final.*`; settings and names in its header."
+    "Write a ticket as safetensors: `init.*`, `mask.*`, `final.*`; settings and keys in its header."
     from safetensors.torch import save
     parts   = dict(init=ticket.theta_0, mask=ticket.masks, final=ticket.theta_T or {})
     tensors = {f'{part}.{k}': v.detach().cpu().contiguous()
