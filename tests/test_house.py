@@ -203,10 +203,17 @@ def test_all_that_is_installed_is_pinned():
     have  = brought(pins)
     assert len(have) > 30 and not have - set(pins), f'not in tests/constraints.txt: {sorted(have - set(pins))}'
 
+def test_light_modules_import_no_data():
+    "Sweeps and the command line start before anyone knows which data will be read"
+    ask  = ('import sys, lotterybook.foundations.sweeps, lotterybook.tools.command_line\n'
+            "print(*[o for o in sys.modules if o.startswith('lotterybook.') and o.rsplit('.', 1)[-1] in ('data', 'language_data', 'training')])")
+    done = subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
 def test_imports_are_lazy():
     "Searching for tickets costs little over torch: what few functions need is imported inside them"
     heavy = 'tqdm safetensors matplotlib sklearn pooch numba scipy filelock pandas ipywidgets papermill nbdev fastcore yaml dask'.split()
-    own   = ('.plots', '.fast_on_lstm', '.on_lstm_on_cuda') # drawing, and the loops that a layer imports when it first runs
+    own   = ('.fast_on_lstm', '.on_lstm_on_cuda') # the loops that a layer imports when it first runs
     names = sorted(o for o in homes if (root/f"{o.replace('.', '/')}.py").is_file() and not o.endswith(own))
     ask   = ('import sys, torch; before = set(sys.modules)\n' + '\n'.join(f'import {o}' for o in names) +
              f'\nprint(*[o for o in {heavy} if o in set(sys.modules) - before])')
