@@ -19,7 +19,8 @@ if TYPE_CHECKING: from nltk import Tree
 
 # %% ../../nbs/1_ordered_neurons/170_constituency.ipynb #export-spans
 def _constituents(tree: 'Tree') -> list[tuple['Tree', int, int]]:
-    "Each constituent of two words or more, with its first word and one after its last; inner ones first."
+    ("Each constituent of two words or more, with its first word and one after its last; "
+     "inner ones first.")
     found = []
     def walk(node, start):
         "Where a node ends that begins at a word."
@@ -33,7 +34,7 @@ def _constituents(tree: 'Tree') -> list[tuple['Tree', int, int]]:
 
 def spans(
     tree: 'Tree',            # leaves are words
-) -> set[tuple[int, int]]:   # (first word, one after the last), two words or more, the whole sentence included
+) -> set[tuple[int, int]]:   # (first word, one after the last), two words or more, the root too
     "What a tree groups together."
     return {(start, end) for _, start, end in _constituents(tree)}
 
@@ -51,18 +52,24 @@ CONVENTIONS = dict(
     corpus_root   = Convention(root=True,  per_sentence=False, shortest=1),
     corpus        = Convention(root=False, per_sentence=False, shortest=1))
 
-def _pairs(pred: Sequence['Tree'], gold: Sequence['Tree'], same_words: bool) -> list[tuple[int, 'Tree', 'Tree']]:
+def _pairs(pred: Sequence['Tree'], gold: Sequence['Tree'],
+           same_words: bool) -> list[tuple[int, 'Tree', 'Tree']]:
     "Number of words, found tree and gold tree of each sentence, or an error."
-    if isinstance(pred, tree_class()) or isinstance(gold, tree_class()): # a tree of nltk is a list: its parts would be taken for sentences
+    # a tree of nltk is a list: its parts would be taken for sentences
+    if isinstance(pred, tree_class()) or isinstance(gold, tree_class()):
         raise ValueError('lists of trees are compared, not one tree; write [tree]')
-    if len(pred) != len(gold): raise ValueError(f'{len(pred)} trees found, but {len(gold)} gold trees')
+    if len(pred) != len(gold):
+        raise ValueError(f'{len(pred)} trees found, but {len(gold)} gold trees')
     words = [(p.leaves(), g.leaves()) for p, g in zip(pred, gold)]
     for k, (p, g) in enumerate(words):
-        if len(p) != len(g): raise ValueError(f'sentence {k}: the tree found has {len(p)} words, the gold tree {len(g)}')
+        if len(p) != len(g):
+            raise ValueError(f'sentence {k}: the tree found has {len(p)} words, '
+                             f'the gold tree {len(g)}')
         apart = [o for o in zip(p, g) if o[0] != o[1]] if same_words else []
         if apart:
-            raise ValueError(f'sentence {k}: {apart[0][0]!r} in the tree found is {apart[0][1]!r} in the gold tree; are the trees in one order? '
-                                   'If words were replaced or their case changed, same_words=False')
+            raise ValueError(f'sentence {k}: {apart[0][0]!r} in the tree found is '
+                             f'{apart[0][1]!r} in the gold tree; are the trees in one order? '
+                             'If words were replaced or their case changed, same_words=False')
     return [(len(p), *trees) for (p, _), *trees in zip(words, pred, gold)]
 
 def corpus_f1(
@@ -71,7 +78,8 @@ def corpus_f1(
     convention: str = 'released',  # a name in `CONVENTIONS`
     same_words: bool = True,       # both trees must have the same words; else only as many
 ) -> float:                        # in [0, 1]
-    "Unlabelled F1 of spans, by a named convention. Shen et al. (2019), released code; Kim et al. (2019)."
+    ("Unlabelled F1 of spans, by a named convention. "
+     "Shen et al. (2019), released code; Kim et al. (2019).")
     checked_name(convention, CONVENTIONS, 'convention')
     root, per_sentence, shortest = CONVENTIONS[convention]
     counts = []  # spans in common, and in both trees together
@@ -107,7 +115,8 @@ def split_tree(
         cut = left(n)
         if not 0 < cut < n: raise ValueError(f'{cut} of {n} words to the left; each part needs one')
         return Tree('X', [build(start, start + cut), build(start + cut, end)])
-    return within_depth(lambda: build(0, len(words)), words) if len(words) > 1 else Tree('X', list(words))
+    return (within_depth(lambda: build(0, len(words)), words) if len(words) > 1 else
+            Tree('X', list(words)))
 
 BASELINES = dict(  # words in the left part, of n
     right    = lambda n, generator: 1,
@@ -136,8 +145,9 @@ def label_recall(
     found, total = Counter(), Counter()
     for n, p, g in _pairs(pred, gold, same_words):
         has = spans(p)
-        labelled = dict.fromkeys((label, (start, end)) for node, start, end in _constituents(g)  # once each, in order of appearance
-                                 if root or end - start < n for label in node.label().split('+'))
+        labelled = dict.fromkeys(  # once each, in order of appearance
+            (label, (start, end)) for node, start, end in _constituents(g)
+            if root or end - start < n for label in node.label().split('+'))
         total.update(label for label, _ in labelled)
         found.update(label for label, span in labelled if span in has)
     return {label: Recall(found[label], n) for label, n in total.most_common()}

@@ -324,7 +324,8 @@ def check_columns(
     "Complain about columns that are not those of the gates."
     checked_size(levels, 'levels')
     if columns != 4*hidden + 2*levels:
-        raise ValueError(f'{columns} columns are not those of 4·{hidden} gates and 2·{levels} levels')
+        raise ValueError(f'{columns} columns are not those of '
+                         f'4·{hidden} gates and 2·{levels} levels')
     if hidden % levels: raise ValueError(f'{hidden} cells cannot be shared among {levels} levels')
 
 def numba_loop(

@@ -24,7 +24,9 @@ def train_validation(
     "Pairs of up to `max_operators` operators in two parts. Shen et al. (2019), `proplog.py`."
     if every < 2: raise ValueError(f'every={every} leaves nothing to train on')
     pairs = [o for k in sorted(groups) if k <= max_operators for o in groups[k]]
-    if len(pairs) < every: raise ValueError(f'{len(pairs)} pairs have at most {max_operators} operators; {every} are needed at least')
+    if len(pairs) < every:
+        raise ValueError(f'{len(pairs)} pairs have at most {max_operators} operators; '
+                         f'{every} are needed at least')
     return [o for i, o in enumerate(pairs, 1) if i % every], pairs[every - 1::every]
 
 def vocabulary(
@@ -55,13 +57,17 @@ def encode_pairs(
     "Pairs as tensors, or an error that names what is unknown or malformed, and where."
     pairs = list(pairs)
     if not pairs: raise ValueError('there are no pairs to encode')
-    if odd := [o for o in pairs if len(o) != 3]: raise ValueError(f'{tuple(odd[0])} is no relation with two formulas')
-    formulas = {side: i for i, side in enumerate(dict.fromkeys(side for _, *sides in pairs for side in sides))}
+    if odd := [o for o in pairs if len(o) != 3]:
+        raise ValueError(f'{tuple(odd[0])} is no relation with two formulas')
+    formulas = {side: i for i, side in
+                enumerate(dict.fromkeys(side for _, *sides in pairs for side in sides))}
     for formula in formulas:
         if unknown := [t for t in formula.split() if t not in words]:
-            raise ValueError(f'{unknown[0]!r} in {formula!r} is not in the vocabulary, which has {", ".join(words)}')
+            raise ValueError(f'{unknown[0]!r} in {formula!r} is not in the vocabulary, '
+                             f'which has {", ".join(words)}')
         postfix(formula)  # or an error that names the token
-    if odd := [o[0] for o in pairs if o[0] not in set(RELATIONS)]: raise ValueError(f'{odd[0]!r} is none of the relations {" ".join(RELATIONS)}')
+    if odd := [o[0] for o in pairs if o[0] not in set(RELATIONS)]:
+        raise ValueError(f'{odd[0]!r} is none of the relations {" ".join(RELATIONS)}')
     rows = [torch.tensor([words[t] for t in formula.split()]) for formula in formulas]
     return Encoded(pad_sequence(rows, batch_first=True), torch.tensor([len(o) for o in rows]),
                    torch.tensor([[formulas[side] for side in sides] for _, *sides in pairs]),
@@ -78,6 +84,8 @@ def batches(
     "All pairs once, in random batches of similar length."
     batch_size, pool = checked_size(batch_size, 'batch_size'), checked_size(pool, 'pool')
     g = rng(seed, 'order', epoch)
-    order, longer = torch.randperm(len(data.labels), generator=g), data.lengths[data.sides].amax(1).cpu()
-    parts = [part for o in order.split(pool*batch_size) for part in o[longer[o].argsort()].split(batch_size)]
+    order, longer = (torch.randperm(len(data.labels), generator=g),
+                     data.lengths[data.sides].amax(1).cpu())
+    parts = [part for o in order.split(pool*batch_size)
+             for part in o[longer[o].argsort()].split(batch_size)]
     return (parts[i] for i in torch.randperm(len(parts), generator=g))

@@ -37,30 +37,34 @@ def mean_nats(
     model: LanguageModel,  # put into evaluation mode, and back
     columns: Tensor,       # `(rows, batch)` int64, from `in_columns`
     length: int = 70,      # steps read at once
-) -> float:                # nats a word, `<eos>` counted; the first word of each column is only read
+) -> float:                # nats a word, `<eos>` counted; the first word of a column is only read
     "Mean cross-entropy of a text; its exponential is the perplexity."
     total, state = 0., None
     with evaluating(model):
         for start, steps in windows(len(columns), length):
-            _, nats, state = window_loss(model, columns[start:start + steps], columns[start + 1:start + steps + 1], state)
+            _, nats, state = window_loss(model, columns[start:start + steps],
+                                         columns[start + 1:start + steps + 1], state)
             total += nats.double().item()*steps
     return total/(len(columns) - 1)
 
 # %% ../../nbs/1_ordered_neurons/150_language_model.ipynb #export-average
 class AverageWeights(Hook):
-    "The running mean of the weights in `run.extra['average']`, once it is there. Merity et al. (2018), §3."
+    ("The running mean of the weights in `run.extra['average']`, once it is there. "
+     "Merity et al. (2018), §3.")
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
         average = run.extra.get('average')
         if average is None: return
         average['count'] += 1
-        for name, mean in average['weights'].items(): mean.lerp_(run.net.get_parameter(name), 1/average['count'])
+        for name, mean in average['weights'].items():
+            mean.lerp_(run.net.get_parameter(name), 1/average['count'])
 
 def begin_average(
     run: Run,  # its weights are the first of the mean
 ) -> None:
     "Average from now on."
-    run.extra['average'] = dict(count=1, weights={name: p.detach().clone() for name, p in run.net.named_parameters()})
+    run.extra['average'] = dict(
+        count=1, weights={name: p.detach().clone() for name, p in run.net.named_parameters()})
 
 @contextmanager
 def averaged(
@@ -76,18 +80,21 @@ def stalled(
     history: list[float],  # validation loss after each epoch, nats
     patience: int,         # n
 ) -> bool:                 # True: begin to average
-    "Is the last loss worse than the best of those before the last n? Merity et al. (2018), algorithm 1, as in the code of AWD-LSTM."
+    ("Is the last loss worse than the best of those before the last n? "
+     "Merity et al. (2018), algorithm 1, as in the code of AWD-LSTM.")
     before = history[:-1]
     return len(before) > patience and history[-1] > min(before[:-patience])
 
 # %% ../../nbs/1_ordered_neurons/150_language_model.ipynb #export-presets
-_RECIPE = dict(encoder='on_lstm', embedding=400, chunk_size=10, batch_size=20, length=70, learning_rate=30., clip=.25,
-               weight_decay=1.2e-6, ar=2., tar=1., patience=5, weight_dropout_scaling='inverted')
+_RECIPE = dict(encoder='on_lstm', embedding=400, chunk_size=10, batch_size=20, length=70,
+               learning_rate=30., clip=.25, weight_decay=1.2e-6, ar=2., tar=1., patience=5,
+               weight_dropout_scaling='inverted')
 PRESETS = dict(
-    ptb_paper=dict(_RECIPE, hidden=[1150, 1150], dropout_words=.1, dropout_input=.5, dropout_layers=.3, dropout_output=.45,
-                   weight_dropout=.45, weight_dropout_scaling='released', epochs=1000),
-    small=dict(_RECIPE, hidden=[400], dropout_words=0., dropout_input=.2, dropout_layers=.2, dropout_output=.2,
-               weight_dropout=.2, epochs=8))
+    ptb_paper=dict(_RECIPE, hidden=[1150, 1150], dropout_words=.1, dropout_input=.5,
+                   dropout_layers=.3, dropout_output=.45, weight_dropout=.45,
+                   weight_dropout_scaling='released', epochs=1000),
+    small=dict(_RECIPE, hidden=[400], dropout_words=0., dropout_input=.2,
+               dropout_layers=.2, dropout_output=.2, weight_dropout=.2, epochs=8))
 
 def lm_settings(
     preset: str,       # a key of `PRESETS`
@@ -95,19 +102,25 @@ def lm_settings(
 ) -> dict:             # all settings
     "The settings of a training. Shen et al. (2019), §5.1 and public code; Merity et al. (2018)."
     if unknown := changes.keys() - PRESETS[checked_name(preset, PRESETS, 'preset')].keys():
-        raise ValueError(f'unknown setting {", ".join(sorted(unknown))}; there are {", ".join(PRESETS[preset])}')
+        raise ValueError(f'unknown setting {", ".join(sorted(unknown))}; '
+                         f'there are {", ".join(PRESETS[preset])}')
     settings = PRESETS[preset] | changes
-    for name in ('batch_size', 'length', 'epochs', 'patience', 'embedding'): checked_size(settings[name], name)
+    for name in ('batch_size', 'length', 'epochs', 'patience', 'embedding'):
+        checked_size(settings[name], name)
     for name in ('learning_rate', 'clip', 'weight_decay', 'ar', 'tar'):
-        value, least = settings[name], 'at least 0' if name in ('weight_decay', 'ar', 'tar') else 'above 0'
-        number = isinstance(value, Real) and not isinstance(value, bool) and 0 <= value and (value < math.inf or name == 'clip')  # and no NaN
-        if not number or (not value and least == 'above 0'): raise ValueError(f'{name}={value!r} must be a number {least}')
+        value, least = (settings[name],
+                        'at least 0' if name in ('weight_decay', 'ar', 'tar') else 'above 0')
+        number = (isinstance(value, Real) and not isinstance(value, bool) and
+                  0 <= value and (value < math.inf or name == 'clip'))  # and no NaN
+        if not number or (not value and least == 'above 0'):
+            raise ValueError(f'{name}={value!r} must be a number {least}')
     if not isinstance(settings['hidden'], (list, tuple)):
-        raise ValueError(f"hidden={settings['hidden']!r} must be a list of sizes, one for each layer before the last")
+        raise ValueError(f"hidden={settings['hidden']!r} must be a list of sizes, "
+                         'one for each layer before the last')
     return settings
 
-_MODEL = ('encoder', 'embedding', 'hidden', 'chunk_size', 'dropout_words', 'dropout_input', 'dropout_layers', 'dropout_output', 'weight_dropout',
-          'weight_dropout_scaling')
+_MODEL = ('encoder', 'embedding', 'hidden', 'chunk_size', 'dropout_words', 'dropout_input',
+          'dropout_layers', 'dropout_output', 'weight_dropout', 'weight_dropout_scaling')
 
 # %% ../../nbs/1_ordered_neurons/150_language_model.ipynb #export-objective
 class Window(NamedTuple):
@@ -148,26 +161,28 @@ SAVE_EVERY = 100  # windows
 
 class Fit(NamedTuple):
     "A trained model, and how it came about."
-    model: LanguageModel      # the one with the smallest validation loss, in evaluation mode
-    rows: list[dict]          # per epoch: epoch, windows, train_nats, validation_nats, averaged, seconds
-    test_nats: float          # of `model` on the test text
+    model: LanguageModel # the one with the smallest validation loss, in evaluation mode
+    rows: list[dict]     # per epoch: epoch, windows, train_nats, validation_nats, averaged, seconds
+    test_nats: float     # of `model` on the test text
 
 def fit_lm(
     corpus: Corpus | GoldCorpus,       # `load('ptb')`, or `corpus_from_files` of your own text
     preset: str = 'small',             # a key of `PRESETS`
     seed: int = 0,                     # weights, dropout, windows
-    folder: str | Path | None = None,  # keeps the state, to go on from, and a model for each epoch; None: nothing is kept
+    folder: str | Path | None = None,  # for the state to go on from and a model per epoch; or None
     device: str = 'cpu',               # as PyTorch writes it
     min_count: int = 1,                # rarer words become `<unk>`
     progress: bool = True,             # show a bar
-    after_epoch: Callable[[LanguageModel, int], dict] | None = None, # gets the model (evaluated weights) and the epoch; what it returns joins the row
+    after_epoch: Callable | None = None, # `f(model, epoch)`, evaluated weights; its dict joins the row
     **settings: object,                # see `PRESETS`; win over it
 ) -> Fit:                              # the best model by validation, its rows, its test loss
     "Train a language model. Merity et al. (2018), Shen et al. (2019), §5.1."
     s = lm_settings(preset, **settings)
     vocabulary = Vocabulary.of(corpus.train, min_count)
-    train, validation, test = (stream(part, vocabulary) for part in (corpus.train, corpus.validation, corpus.test))
-    mark = dict(s, seed=seed, words=crc32(' '.join(vocabulary.words).encode()), text=checksum([train, validation, test]))
+    train, validation, test = (stream(part, vocabulary)
+                               for part in (corpus.train, corpus.validation, corpus.test))
+    mark = dict(s, seed=seed, words=crc32(' '.join(vocabulary.words).encode()),
+                text=checksum([train, validation, test]))
     train, validation, test = (in_columns(*o).to(device) for o in (
         (train, s['batch_size'], 'training'), (validation, 10, 'validation'), (test, 10, 'test')))
     per_epoch = len(windows(len(train), s['length']))
@@ -194,36 +209,43 @@ def first_model(
 def _new_run(vocabulary: Vocabulary, s: dict, seed: int, device: str) -> Run:
     "A training before its first step."
     model = first_model(vocabulary, s, seed).to(device).train()
-    run   = Run(model, torch.optim.SGD(model.parameters(), lr=s['learning_rate'], weight_decay=s['weight_decay']), seed=seed)
+    run   = Run(model, torch.optim.SGD(model.parameters(), lr=s['learning_rate'],
+                                       weight_decay=s['weight_decay']), seed=seed)
     run.extra['begin'] = 0  # the step at which the epoch began
     return run
 
 def _train_epoch(run: Run, columns: Tensor, s: dict, file: Path | None, mark: dict, bar) -> None:
     "What is left of an epoch."
-    begin, cuts = run.extra['begin'], windows(len(columns), s['length'], rng(run.seed, 'windows', len(run.rows) + 1))
+    begin, cuts = run.extra['begin'], windows(len(columns), s['length'],
+                                              rng(run.seed, 'windows', len(run.rows) + 1))
     batches = seeded(window_batches(columns, cuts, begin, run.extra), run.seed)
-    hooks   = [LearningRate(lambda run: s['learning_rate']*len(run.batch.ids)/s['length']), ClipGradient(s['clip']),
-               AverageWeights(), FiniteLoss(), ShowProgress(bar)]
+    hooks   = [LearningRate(lambda run: s['learning_rate']*len(run.batch.ids)/s['length']),
+               ClipGradient(s['clip']), AverageWeights(), FiniteLoss(), ShowProgress(bar)]
     advance_kept(run, lm_objective(run.extra, s['ar'], s['tar']), batches, begin + len(cuts), hooks,
                  file=file, settings=mark, every=SAVE_EVERY)
 
-def _end_epoch(run: Run, columns: Tensor, validation: Tensor, s: dict, folder, after_epoch: Callable | None) -> None:
+def _end_epoch(run: Run, columns: Tensor, validation: Tensor, s: dict, folder,
+               after_epoch: Callable | None) -> None:
     "Validate, keep the best, add a row; begin to average when progress stalls."
     epoch, extra = len(run.rows) + 1, run.extra
     with averaged(run):
         value = mean_nats(run.net, validation, s['length'])
         if not math.isfinite(value):
-            raise FloatingPointError(f'the validation loss is {value} after epoch {epoch}: training stopped. '
+            raise FloatingPointError(f'the validation loss is {value} after epoch {epoch}: '
+                                     'training stopped. '
                                      'Try a smaller learning_rate, in another folder.')
-        if not run.rows or value < min(r['validation_nats'] for r in run.rows): extra['best'] = snapshot(run.net)
-        row = dict(epoch=epoch, windows=run.step - extra['begin'], train_nats=extra['nats']/(len(columns) - 1), validation_nats=value,
+        if not run.rows or value < min(r['validation_nats'] for r in run.rows):
+            extra['best'] = snapshot(run.net)
+        row = dict(epoch=epoch, windows=run.step - extra['begin'],
+                   train_nats=extra['nats']/(len(columns) - 1), validation_nats=value,
                    averaged='average' in extra, seconds=extra['seconds'])
         with evaluating(run.net), kept_generators():
             if after_epoch: row |= after_epoch(run.net, epoch) or {}
             if folder: save_language_model(Path(folder)/f'epoch={epoch}.safetensors', run.net)
     run.rows.append(row)
     extra.update(begin=run.step, seconds=0.)
-    if 'average' not in extra and stalled([r['validation_nats'] for r in run.rows], s['patience']): begin_average(run)
+    if 'average' not in extra and stalled([r['validation_nats'] for r in run.rows], s['patience']):
+        begin_average(run)
 
 # %% ../../nbs/1_ordered_neurons/150_language_model.ipynb #export-run
 def lm_corpus(
@@ -232,10 +254,11 @@ def lm_corpus(
     sentences: int = 4000,   # of the small grammar's training text
 ) -> Corpus | GoldCorpus:    # what `fit_lm` reads
     "The text of an experiment, by name."
-    return as_corpus(sentences, 500, 500, seed, max_words=40) if data == 'small_grammar' else load(data)
+    return (as_corpus(sentences, 500, 500, seed, max_words=40) if data == 'small_grammar' else
+            load(data))
 
 def lm_run(
-    config: dict,  # `data`, `folder`, `encoder`, `seed`, maybe `sentences`; others are settings of `fit_lm`
+    config: dict,  # `data`, `folder`, `encoder`, `seed`, maybe `sentences`, settings of `fit_lm`
 ) -> dict:         # `rows` and `test_nats` of the fit
     "One training of a sweep; its models are kept in a folder of its own."
     c = dict(config)

@@ -15,7 +15,8 @@ from ..foundations.language_data import Logic
 from ..foundations.randomness import kept_generators, seed_everything
 from ..foundations.results import device_name
 from .formula_batches import encode_pairs, train_validation, vocabulary
-from .logical_inference import PairClassifier, accuracy_by_operators, train_classifier
+from .logical_inference import (PairClassifier, accuracy_by_operators,
+                                                           train_classifier)
 from .on_lstm import ONLSTM
 from .propositional_logic import generate_pairs, split_pairs
 
@@ -28,26 +29,32 @@ def make_encoder(
 ) -> nn.Module:                    # one layer
     "An encoder by name."
     if (name, chunk_size is None) not in (('lstm', True), ('on_lstm', False)):
-        raise ValueError(f"the encoders are 'lstm' without chunk_size and 'on_lstm' with one, not {name!r} with chunk_size={chunk_size}")
-    return nn.LSTM(input_size, hidden_size) if name == 'lstm' else ONLSTM(input_size, hidden_size, chunk_size=chunk_size)
+        raise ValueError("the encoders are 'lstm' without chunk_size and 'on_lstm' with one, "
+                         f'not {name!r} with chunk_size={chunk_size}')
+    return (nn.LSTM(input_size, hidden_size) if name == 'lstm' else
+            ONLSTM(input_size, hidden_size, chunk_size=chunk_size))
 
 def logic_data(
     name: str,          # 'generated' or 'propositional_logic'
     pairs: int = 20000, # how many to draw; of 'generated' only
 ) -> Logic:             # `train` and `test` by number of operators
-    "The public pairs of Bowman, Manning & Potts (2015), or pairs of our own, the same for every seed."
+    ("The public pairs of Bowman, Manning & Potts (2015), "
+     "or pairs of our own, the same for every seed.")
     checked_name(name, ('generated', 'propositional_logic'), 'data')
     return load(name) if name == 'propositional_logic' else split_pairs(generate_pairs(pairs))
 
 # %% ../../nbs/1_ordered_neurons/192_logic_runs.ipynb #export-run
-_CONFIG = {'data', 'pairs', 'encoder', 'chunk_size', 'embedding', 'hidden', 'dropout', 'max_train', 'epochs', 'batch_size', 'lr', 'seed', 'device'}
+_CONFIG = {'data', 'pairs', 'encoder', 'chunk_size', 'embedding', 'hidden', 'dropout',
+           'max_train', 'epochs', 'batch_size', 'lr', 'seed', 'device'}
 
 def logic_run(
     config: dict,                     # all of `_CONFIG`, as its functions name them
-    folder: str | Path | None = None, # for the checkpoint of a run that is stopped; None: none is kept
+    folder: str | Path | None = None, # for the checkpoint of a stopped run; None: none is kept
 ) -> dict:                            # history and test (rows), parameters (count), seconds, device
-    "One training and its accuracies by number of operators: a run for `sweep`. Shen et al. (2019), §5.4."
-    if odd := sorted(_CONFIG ^ config.keys()): raise ValueError(f'the config lacks or has too much: {", ".join(odd)}')
+    ("One training and its accuracies by number of operators: a run for `sweep`. "
+     "Shen et al. (2019), §5.4.")
+    if odd := sorted(_CONFIG ^ config.keys()):
+        raise ValueError(f'the config lacks or has too much: {", ".join(odd)}')
     began, o = time.perf_counter(), config
     data = logic_data(o['data'], o['pairs'])
     train, held = train_validation(data.train, o['max_train'])
@@ -57,9 +64,11 @@ def logic_run(
         encoder = make_encoder(o['encoder'], o['embedding'], o['hidden'], o['chunk_size'])
         model = PairClassifier(len(words), encoder, o['embedding'], o['hidden'], o['dropout'])
     checkpoint = folder and Path(folder)/f'{run_label(config)}.pt'
-    history = train_classifier(model, encode_pairs(train, words), encode_pairs(held, words), o['epochs'], o['batch_size'], o['lr'],
-                               seed=o['seed'], device=o['device'], checkpoint=checkpoint)
-    test = accuracy_by_operators(model, {k: encode_pairs(pairs, words) for k, pairs in data.test.items() if k})  # 0: two variables
+    history = train_classifier(model, encode_pairs(train, words), encode_pairs(held, words),
+                               o['epochs'], o['batch_size'], o['lr'], seed=o['seed'],
+                               device=o['device'], checkpoint=checkpoint)
+    test = accuracy_by_operators(  # 0 operators, which is two variables, left out
+        model, {k: encode_pairs(pairs, words) for k, pairs in data.test.items() if k})
     return dict(history=history, test=test, parameters=sum(p.numel() for p in model.parameters()),
                 seconds=time.perf_counter() - began, device=device_name(o['device']))
 
@@ -67,4 +76,6 @@ def run_label(
     config: dict,  # of `logic_run`
 ) -> str:          # a file name without its ending: `on_lstm_2,seed=0`
     "A short name of a run among those of one sweep, which differ in encoder and seed only."
-    return f"{config['encoder']}{'' if config['chunk_size'] is None else '_' + str(config['chunk_size'])},seed={config['seed']}"
+    return (f"{config['encoder']}"
+            f"{'' if config['chunk_size'] is None else '_' + str(config['chunk_size'])}"
+            f",seed={config['seed']}")

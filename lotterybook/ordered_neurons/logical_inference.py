@@ -32,29 +32,34 @@ class PairClassifier(nn.Module):
     def __init__(
         self,
         vocabulary_size: int,           # tokens, padding not counted
-        encoder: nn.Module,             # called as `nn.LSTM` or `nn.GRU` is: `(seq, batch, input)` to output and last state
+        encoder: nn.Module,             # called as `nn.LSTM` or `nn.GRU`, with `batch_first=False`
         input_size: int | None = None,  # of the encoder; None: its `input_size`
-        output_size: int | None = None, # of the encoder; None: what its `proj_size` or `hidden_size` says, twice if it is bidirectional
+        output_size: int | None = None, # of the encoder; None: from its `proj_size`, `hidden_size`
         dropout: float = 0.,            # of words, and of both layers of the answer
         classes: int = len(RELATIONS),  # answers
     ):
         super().__init__()
-        if getattr(encoder, 'batch_first', False): raise ValueError('the encoder must take (seq, batch, input), so batch_first=False')
+        if getattr(encoder, 'batch_first', False):
+            raise ValueError('the encoder must take (seq, batch, input), so batch_first=False')
         self.both_ways = getattr(encoder, 'bidirectional', False)
         words = encoder.input_size if input_size is None else input_size
         D = _output_size(encoder) if output_size is None else output_size
-        self.embedding, self.encoder = nn.Embedding(vocabulary_size + 1, words, padding_idx=0), encoder
+        self.embedding, self.encoder = (
+            nn.Embedding(vocabulary_size + 1, words, padding_idx=0), encoder)
         self.dropout = nn.Dropout(dropout)
-        self.answer = nn.Sequential(nn.Dropout(dropout), nn.Linear(4*D, D), nn.ELU(), nn.Dropout(dropout), nn.Linear(D, classes))
+        self.answer = nn.Sequential(nn.Dropout(dropout), nn.Linear(4*D, D), nn.ELU(),
+                                    nn.Dropout(dropout), nn.Linear(D, classes))
 
     def encode(
         self,
         tokens: Tensor,   # `(formulas, longest)` int64, 0 after the end
         lengths: Tensor,  # `(formulas,)` tokens
     ) -> Tensor:          # `(formulas, hidden)`
-        "The encoder's output at the last token of each formula; of both ends, if it reads both ways."
+        ("The encoder's output at the last token of each formula; "
+         "of both ends, if it reads both ways.")
         shortest, longest = lengths.aminmax()
-        if shortest < 1: raise ValueError(f'lengths hold {shortest.item()}; a formula has one token at least')
+        if shortest < 1:
+            raise ValueError(f'lengths hold {shortest.item()}; a formula has one token at least')
         tokens = tokens[:, :longest].t()
         if self.both_ways:
             p = pack_padded_sequence(tokens, lengths.cpu(), enforce_sorted=False)
@@ -81,7 +86,9 @@ def _output_size(encoder: nn.Module) -> int:
     "Features of an encoder's output, both directions together."
     size = getattr(encoder, 'proj_size', 0) or getattr(encoder, 'hidden_size', None)
     if isinstance(size, (list, tuple)): size = size[-1]  # a size for each layer
-    if not isinstance(size, int): raise ValueError(f'hidden_size={size!r} of the encoder does not tell the size of its output; pass output_size')
+    if not isinstance(size, int):
+        raise ValueError(f'hidden_size={size!r} of the encoder does not tell '
+                         'the size of its output; pass output_size')
     return size*(1 + getattr(encoder, 'bidirectional', False))
 
 # %% ../../nbs/1_ordered_neurons/190_logical_inference.ipynb #export-train
@@ -95,7 +102,8 @@ def correct(
     _check_pairs(data=data)
     answers = torch.empty_like(data.labels)
     with evaluating(model):
-        for rows in batches(data, batch_size, 0, 0, pool=len(data.labels)): answers[rows] = model(data, rows).argmax(1)
+        for rows in batches(data, batch_size, 0, 0, pool=len(data.labels)):
+            answers[rows] = model(data, rows).argmax(1)
     return answers == data.labels
 
 def _check_pairs(**parts: Encoded) -> None:
@@ -134,7 +142,9 @@ class _EpochEnd(Hook):
         run.extra['total'] = run.extra.get('total', 0.) + run.loss*len(rows)
         if run.step % self.steps: return
         accuracy = correct(run.net, self.validation).float().mean().item()
-        run.rows.append(dict(epoch=run.step//self.steps, loss=float(run.extra.pop('total'))/len(data.labels), validation_accuracy=accuracy))
+        run.rows.append(dict(epoch=run.step//self.steps,
+                             loss=float(run.extra.pop('total'))/len(data.labels),
+                             validation_accuracy=accuracy))
 
 def train_classifier(
     model: PairClassifier,                 # trained in place
@@ -142,15 +152,16 @@ def train_classifier(
     validation: Encoded,                   # pairs to look at after each epoch
     epochs: int = 12,                      # passes over `train`
     batch_size: int = 128,                 # pairs a step
-    lr: float | Callable[[int], float] = 2e-3, # learning rate, falling linearly to 0; or a function of the step
+    lr: float | Callable[[int], float] = 2e-3, # falling linearly to 0; or a function of the step
     clip: float | None = 1.,               # longest gradient; None: any
     optimizer: Callable = torch.optim.Adam,# of parameters and `lr`
     seed: int = 0,                         # the replicate: order of pairs, dropout
     device: str = 'cpu',                   # as PyTorch writes it
-    checkpoint: str | Path | None = None,  # file that a stopped training goes on from; None: none is kept
+    checkpoint: str | Path | None = None,  # file to go on from after a stop; None: none is kept
     progress: bool = False,                # show a bar
-) -> list[dict]:                           # a row an epoch: epoch (from 1), loss (nats, mean over its steps), validation_accuracy (fraction)
-    "Train on pairs of formulas. After Shen et al. (2019), §5.4; the rate falls linearly, and the last weights count."
+) -> list[dict]:                           # epoch (from 1), loss (mean, nats), validation_accuracy
+    ("Train on pairs of formulas. After Shen et al. (2019), §5.4; "
+     "the rate falls linearly, and the last weights count.")
     epochs, batch_size = checked_size(epochs, 'epochs'), checked_size(batch_size, 'batch_size')
     if clip is not None and not clip > 0: raise ValueError(f'clip={clip} must be above 0, or None')
     _check_pairs(train=train, validation=validation)
@@ -160,13 +171,16 @@ def train_classifier(
     rate = lr if callable(lr) else lambda step: lr*(1 - step/total)
     run = Run(model, optimizer(model.parameters(), lr=rate(0)), seed=seed)
     rates = checksum([torch.tensor([rate(step) for step in range(total)], dtype=torch.float64)])
-    settings = dict(epochs=epochs, batch_size=batch_size, rates=rates, clip=clip, seed=seed, optimizer=type(run.optimizer).__name__, model=crc32(str(model).encode()),
-                    weights=checksum(model.state_dict().values()), pairs=checksum(train), validation=checksum(validation))
+    settings = dict(epochs=epochs, batch_size=batch_size, rates=rates, clip=clip, seed=seed,
+                    optimizer=type(run.optimizer).__name__, model=crc32(str(model).encode()),
+                    weights=checksum(model.state_dict().values()),
+                    pairs=checksum(train), validation=checksum(validation))
     with kept_generators(), progress_bar(total, progress, unit='step') as bar:
-        hooks = [LearningRate(lambda run: rate(run.step)), *([ClipGradient(clip)] if clip is not None else []),
+        hooks = [LearningRate(lambda run: rate(run.step)),
+                 *([ClipGradient(clip)] if clip is not None else []),
                  FiniteLoss(per_epoch), _EpochEnd(per_epoch, validation), ShowProgress(bar)]
-        advance_kept(run, pair_loss, seeded(pair_batches(train, batch_size, seed), seed), total, hooks,
-                     file=checkpoint, settings=settings, every=per_epoch)
+        advance_kept(run, pair_loss, seeded(pair_batches(train, batch_size, seed), seed), total,
+                     hooks, file=checkpoint, settings=settings, every=per_epoch)
     return run.rows
 
 # %% ../../nbs/1_ordered_neurons/190_logical_inference.ipynb #export-judge
@@ -183,11 +197,12 @@ def wilson(
 def accuracy_by_operators(
     model: PairClassifier,    # trained
     test: dict[int, Encoded], # pairs by number of operators
-) -> list[dict]:              # a row each: operators, n, right (pairs), accuracy, low, high (95 %), majority (fractions)
+) -> list[dict]:              # rows: operators, n, right, accuracy, low, high (95 %), majority
     "How many pairs of each length are right. Shen et al. (2019), §5.4."
     device, rows = next(model.parameters()).device, []
     for k, data in sorted(test.items()):
         right, n = int(correct(model, data.to(device)).sum()), len(data.labels)
         low, high = wilson(right, n)
-        rows.append(dict(operators=k, n=n, right=right, accuracy=right/n, low=low, high=high, majority=data.labels.bincount().max().item()/n))
+        rows.append(dict(operators=k, n=n, right=right, accuracy=right/n, low=low, high=high,
+                         majority=data.labels.bincount().max().item()/n))
     return rows

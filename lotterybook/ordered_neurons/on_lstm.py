@@ -137,7 +137,7 @@ class ONLSTM(nn.Module):
         bidirectional: bool = False,      # a second run from the end
         *,
         chunk_size: int,                  # cells C that share a level; every D must be a multiple
-        weight_dropout: float = 0.,       # share of U dropped, for a whole sequence, in [0, 1)
+        weight_dropout: float = 0.,       # share of `weight_hh` dropped for a sequence, in [0, 1)
         weight_dropout_scaling: str = 'inverted', # or 'released'
         locked: bool = False,             # dropout between layers keeps its mask for a sequence
         return_distances: bool = False,   # return distances, unless a call says otherwise
@@ -334,7 +334,7 @@ _NAMES = {'ih.0.weight': 'weight_ih', 'ih.0.bias': 'bias_ih',
 
 def _from_reference(cls, state_dict: dict[str, Tensor], chunk_size: int,
                     **options: object) -> 'ONLSTM':
-    "A layer with the released code's weights, in their type, on their device. Shen et al. (2019)."
+    "A layer with the weights, type and device of a checkpoint. Shen et al. (2019), public code."
     unfit = {k: v for k, v in options.items()
              if k in ('bidirectional', 'live_top') and v or
              k in ('num_layers', 'hidden_size', 'input_size') or k == 'bias' and not v}
@@ -351,7 +351,8 @@ def _from_reference(cls, state_dict: dict[str, Tensor], chunk_size: int,
     same = len(set(hidden)) == 1
     like = cells['cells.0.hh.weight']
     # `weight_dropout` is given as it was in training, for the scaling is 'released'
-    options = dict(weight_dropout_scaling='released', device=like.device, dtype=like.dtype) | options
+    options = dict(weight_dropout_scaling='released',
+                   device=like.device, dtype=like.dtype) | options
     layer = cls(sizes[0].input_size, hidden[0] if same else hidden, len(hidden) if same else 1,
                 chunk_size=chunk_size, **options)
     with torch.no_grad():

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from ..foundations.arguments import checked_size
 from ..foundations.randomness import kept_generators, rng
-from .constituency import BASELINES, CONVENTIONS, baseline_tree, corpus_f1
+from .constituency import (BASELINES, CONVENTIONS, baseline_tree,
+                                                      corpus_f1)
 from .language_model import first_model, fit_lm, lm_settings
 from .small_grammar import as_corpus
-from .syntactic_distance import BUILDERS, read_distances, tree_from_distances
+from .syntactic_distance import (BUILDERS, read_distances,
+                                                            tree_from_distances)
 from .text import Vocabulary
 from .word_model import LanguageModel
 if TYPE_CHECKING: from nltk import Tree
@@ -38,41 +40,50 @@ def _scores(found: Sequence['Tree'], gold: Sequence['Tree']) -> Iterator[dict]:
     "F1 of some trees by each convention: all, and each half."
     for convention in CONVENTIONS:
         yield dict(convention=convention, f1=corpus_f1(found, gold, convention),
-                   odd=corpus_f1(found[::2], gold[::2], convention), even=corpus_f1(found[1::2], gold[1::2], convention))
+                   odd=corpus_f1(found[::2], gold[::2], convention),
+                   even=corpus_f1(found[1::2], gold[1::2], convention))
 
 def _sentences(gold: Sequence['Tree']) -> list[list[str]]:
     "The words under gold trees that can be cut into halves, or an error."
-    if len(gold) < 2: raise ValueError(f'{len(gold)} gold trees cannot be cut into halves; give two at least')
+    if len(gold) < 2:
+        raise ValueError(f'{len(gold)} gold trees cannot be cut into halves; give two at least')
     return [o.leaves() for o in gold]
 
 def parsing_choices(
-    model: Any,              # has `distances(words)`: two tensors `(layers, words)`, forget and input
+    model: Any,              # has `distances(words)`: two tensors `(layers, words)`, forget, input
     gold: Sequence['Tree'],  # two trees at least; leaves are words
-) -> list[dict]:             # rows: layer, gate, builder, convention, f1, odd, even; each f1 in [0, 1]
-    "The score of one network by every layer, gate, builder and convention. After Dyer et al. (2019)."
+) -> list[dict]:             # rows: layer, gate, builder, convention; f1, odd, even in [0, 1]
+    ("The score of one network by every layer, gate, builder and convention. "
+     "After Dyer et al. (2019).")
     words = _sentences(gold)
     distances = [read_distances(model, o) for o in words]
     return [dict(layer=layer + 1, gate=gate, builder=builder, **scores)
-            for layer in range(len(distances[0][0])) for k, gate in enumerate(GATES) for builder in BUILDERS
-            for scores in _scores([tree_from_distances(d[k][layer], o, builder) for d, o in zip(distances, words)], gold)]
+            for layer in range(len(distances[0][0])) for k, gate in enumerate(GATES)
+            for builder in BUILDERS
+            for scores in _scores([tree_from_distances(d[k][layer], o, builder)
+                                   for d, o in zip(distances, words)], gold)]
 
 def baseline_choices(
     gold: Sequence['Tree'],  # two trees at least
     seed: int = 0,           # of what is random
 ) -> list[dict]:             # rows: model, builder, convention, f1, odd, even
-    "The same scores for trees that know only the number of words; random distances go through both builders."
+    ("The same scores for trees that know only the number of words; "
+     "random distances go through both builders.")
     g, words = rng(seed, 'random distances'), _sentences(gold)
     numbers = [torch.rand(len(o), generator=g) for o in words]
-    trees = {(kind, 'none'): [baseline_tree(o, kind) for o in words] for kind in BASELINES if kind != 'random'}
-    trees |= {('random', builder): [tree_from_distances(d, o, builder) for d, o in zip(numbers, words)] for builder in BUILDERS}
-    return [dict(model=kind, builder=builder, **scores) for (kind, builder), found in trees.items() for scores in _scores(found, gold)]
+    trees = {(kind, 'none'): [baseline_tree(o, kind) for o in words]
+             for kind in BASELINES if kind != 'random'}
+    trees |= {('random', builder): [tree_from_distances(d, o, builder)
+                                    for d, o in zip(numbers, words)] for builder in BUILDERS}
+    return [dict(model=kind, builder=builder, **scores)
+            for (kind, builder), found in trees.items() for scores in _scores(found, gold)]
 
 # %% ../../nbs/1_ordered_neurons/185_parsing_choices.ipynb #export-ways
 def ways_of_choosing(
-    rows: Sequence[dict],                                   # of one kind of network: seed, f1, odd, even, and the columns `by`
-    by: tuple[str, ...] = ('layer', 'gate', 'builder'),     # the columns that are chosen
-    choosing: Sequence[int] = (0,),                         # seeds set aside to choose, the others are judged: `other seeds`; () leaves it out
-) -> list[dict]:                                            # rows: seed, way, chosen, f1
+    rows: Sequence[dict],           # of one kind of network: seed, f1, odd, even, columns `by`
+    by: tuple[str, ...] = ('layer', 'gate', 'builder'), # the columns that are chosen
+    choosing: Sequence[int] = (0,), # seeds that choose for `other seeds`; () leaves that way out
+) -> list[dict]:                    # rows: seed, way, chosen, f1
     "What each way of choosing reports, network by network. After Simmons et al. (2011)."
     table = {}
     if isinstance(by, str) or any(o not in row for o in by for row in rows):
@@ -82,20 +93,28 @@ def ways_of_choosing(
             raise ValueError(f'seed {row["seed"]}: {wrong[0]} is {row[wrong[0]]}')
         choice = ', '.join(f'layer {row[o]}' if o == 'layer' else str(row[o]) for o in by)
         if choice in table.setdefault(row['seed'], {}):
-            raise ValueError(f'seed {row["seed"]} has two rows for {choice!r}; {", ".join(by)} must tell them apart')
+            raise ValueError(f'seed {row["seed"]} has two rows for {choice!r}; '
+                             f'{", ".join(by)} must tell them apart')
         table[row['seed']][choice] = row
-    if not set(choosing) < table.keys(): raise ValueError(f'choosing={list(choosing)} must be some of the seeds, not all: {list(table)}')
+    if not set(choosing) < table.keys():
+        raise ValueError(f'choosing={list(choosing)} must be some of the seeds, '
+                         f'not all: {list(table)}')
     choices = list(next(iter(table.values())))
-    if any(set(o) != set(choices) for o in table.values()): raise ValueError('every seed must have the same choices')
-    def best(seeds, part): return max(choices, key=lambda c: math.fsum(table[s][c][part] for s in seeds))
+    if any(set(o) != set(choices) for o in table.values()):
+        raise ValueError('every seed must have the same choices')
+    def best(seeds, part):
+        return max(choices, key=lambda c: math.fsum(table[s][c][part] for s in seeds))
     other, out = best(choosing, 'f1'), []
     for seed, own in table.items():
         same, odd, even = best([seed], 'f1'), best([seed], 'odd'), best([seed], 'even')
         out += [dict(seed=seed, way=c, chosen=c, f1=own[c]['f1']) for c in choices]
-        out += [dict(seed=seed, way='mean', chosen='', f1=math.fsum(o['f1'] for o in own.values())/len(own)),
+        out += [dict(seed=seed, way='mean', chosen='',
+                     f1=math.fsum(o['f1'] for o in own.values())/len(own)),
                 dict(seed=seed, way='same trees', chosen=same, f1=own[same]['f1']),
-                dict(seed=seed, way='other trees', chosen=f'{odd} | {even}', f1=(own[odd]['even'] + own[even]['odd'])/2)]
-        if choosing and seed not in choosing: out.append(dict(seed=seed, way='other seeds', chosen=other, f1=own[other]['f1']))
+                dict(seed=seed, way='other trees', chosen=f'{odd} | {even}',
+                     f1=(own[odd]['even'] + own[even]['odd'])/2)]
+        if choosing and seed not in choosing:
+            out.append(dict(seed=seed, way='other seeds', chosen=other, f1=own[other]['f1']))
     return out
 
 # %% ../../nbs/1_ordered_neurons/185_parsing_choices.ipynb #export-run
@@ -108,22 +127,28 @@ def gold_trees(
     return as_corpus(0, 0, trees, seed=0, mirrored=mirrored, max_words=max_words).trees['test']
 
 def choices_run(
-    config: dict,  # `encoder`, `mirrored`, `seed`, `sentences` of text, `trees`, `max_words`; maybe `validation` sentences, `preset`, settings
-) -> dict:         # `rows` of `parsing_choices` with `model`; `test_nats`; `epochs`: validation loss after each, nats; `seconds` of training
+    config: dict, # encoder, mirrored, seed, sentences, trees, max_words; maybe validation, settings
+) -> dict:        # rows, also of the untrained; test_nats; epochs (validation, nats); seconds
     "Train one network on text of the small grammar; every choice for it, trained and untrained."
-    if missing := [o for o in ('encoder', 'mirrored', 'seed', 'sentences', 'trees', 'max_words') if o not in config]:
+    if missing := [o for o in ('encoder', 'mirrored', 'seed', 'sentences', 'trees', 'max_words')
+                   if o not in config]:
         raise ValueError(f'the config lacks {", ".join(missing)}')
     c = dict(config)
     gold = gold_trees(c.pop('trees'), c['mirrored'], c['max_words'])
     text = as_corpus(c.pop('sentences'), c.pop('validation', 500), 0, c['seed'], c.pop('mirrored'),
                      c.pop('max_words'))._replace(test=[o.leaves() for o in gold])
-    unseen = {w for o in text.validation + text.test for w in o} - {w for o in text.train for w in o}
+    unseen = ({w for o in text.validation + text.test for w in o} -
+              {w for o in text.train for w in o})
     if unseen:
-        raise ValueError(f'{len(text.train)} sentences of text leave out {", ".join(sorted(unseen)[:5])}, {len(unseen)} words in all; take more')
+        raise ValueError(f'{len(text.train)} sentences of text leave out '
+                         f'{", ".join(sorted(unseen)[:5])}, {len(unseen)} words in all; take more')
     untrained, fit = first_network(text.train, **c), fit_lm(text, progress=False, **c)
-    rows = [dict(model=name, **o) for name, net in ((c['encoder'], fit.model), (f"untrained {c['encoder']}", untrained))
+    rows = [dict(model=name, **o)
+            for name, net in ((c['encoder'], fit.model), (f"untrained {c['encoder']}", untrained))
             for o in parsing_choices(net, gold)]
-    return dict(rows=rows, test_nats=fit.test_nats, epochs=[r['validation_nats'] for r in fit.rows], seconds=sum(r['seconds'] for r in fit.rows))
+    return dict(rows=rows, test_nats=fit.test_nats,
+                epochs=[r['validation_nats'] for r in fit.rows],
+                seconds=sum(r['seconds'] for r in fit.rows))
 
 def first_network(
     lines: Sequence[Sequence[str]], # the training text
@@ -132,4 +157,5 @@ def first_network(
     **settings: object,             # likewise
 ) -> LanguageModel:                 # in evaluation mode
     "The network that `fit_lm` begins with."
-    with kept_generators(): return first_model(Vocabulary.of(lines), lm_settings(preset, **settings), seed).eval()
+    with kept_generators():
+        return first_model(Vocabulary.of(lines), lm_settings(preset, **settings), seed).eval()

@@ -17,27 +17,30 @@ from ..foundations.randomness import rng
 
 # %% ../../nbs/1_ordered_neurons/186_propositional_logic.ipynb #export-postfix
 OPERATORS = 'not', 'and', 'or'
-_WANTED = dict(formula="a variable or '('", inside="'not', a variable or '('", connective="'and' or 'or'", end='the end')
+_WANTED = dict(formula="a variable or '('", inside="'not', a variable or '('",
+               connective="'and' or 'or'", end='the end')
 
 def postfix(
     formula: str,  # tokens between spaces: `( ( not a ) ( and b ) )`
 ) -> list[str]:    # its variables and operators in postfix order: `['a', 'not', 'b', 'and']`
     "A formula read token by token. Notation of Bowman, Manning & Potts (2015)."
-    if not isinstance(formula, str): raise ValueError(f'a formula is a text, not {formula!r} ({type(formula).__name__})')
-    todo, read = ['formula'], []              # what must still come, next on top; what has been read
+    if not isinstance(formula, str):
+        raise ValueError(f'a formula is a text, not {formula!r} ({type(formula).__name__})')
+    todo, read = ['formula'], []  # what must still come, next on top; what has been read
     for k, token in enumerate([*formula.split(), None], 1):
         want = todo.pop() if todo else 'end'
         if want == 'inside' and token != 'not':
             todo += [')', 'connective', '(']
             want = 'formula'
-        if want == 'formula' and token == '(':                      todo.append('inside')
-        elif want == 'formula' and _is_word(token):                 read.append(token)
-        elif want == 'inside':                                      todo += [')not', 'formula']
-        elif want == 'connective' and token in OPERATORS[1:]:       todo += [')' + token, 'formula']
-        elif want[0] == ')' == token:                               read += [want[1:]] if want[1:] else []
+        if want == 'formula' and token == '(':                todo.append('inside')
+        elif want == 'formula' and _is_word(token):           read.append(token)
+        elif want == 'inside':                                todo += [')not', 'formula']
+        elif want == 'connective' and token in OPERATORS[1:]: todo += [')' + token, 'formula']
+        elif want[0] == ')' == token:                         read += [want[1:]] if want[1:] else []
         elif not (want == '(' == token or want == 'end' and token is None):
             found = 'the formula ends' if token is None else f'there is {token!r}'
-            raise ValueError(f'token {k}: {found} where {_WANTED.get(want, repr(want[0]))} should stand, in {formula!r}')
+            raise ValueError(f'token {k}: {found} where {_WANTED.get(want, repr(want[0]))} '
+                             f'should stand, in {formula!r}')
     return read
 
 def _is_word(token: str | None) -> bool:
@@ -56,7 +59,7 @@ def _columns(n: int) -> tuple[int, list[int]]:
     "The table that is true in all worlds of n variables, and the table of each variable."
     if n > 20: raise ValueError(f'{n} variables have truth tables of 2^{n} worlds; 20 are the most')
     every = (1 << (1 << n)) - 1
-    return every, [every//((1 << (1 << k)) + 1) << (1 << k) for k in range(n)]  # 2^k zeros, 2^k ones, and so on
+    return every, [every//((1 << (1 << k)) + 1) << (1 << k) for k in range(n)]  # 2^k 0s, 2^k 1s, …
 
 def _evaluated(read: list[str], variables: Sequence[str]) -> int:
     "The truth table of a formula in postfix order."
@@ -71,22 +74,25 @@ def _evaluated(read: list[str], variables: Sequence[str]) -> int:
 
 def truth_table(
     formula: str,                           # in the notation of `postfix`
-    variables: Sequence[str] | None = None, # those of the table, the formula's among them; None: the formula's, sorted
-) -> int:                                   # bit r: is it true in world r, where bit k of r is the value of variable k?
+    variables: Sequence[str] | None = None, # at least the formula's; None: the formula's, sorted
+) -> int:                                   # bit r: is it true in world r (bit k: variable k)?
     "The worlds in which a formula is true, as one integer."
     read = postfix(formula)
     occur = set(read) - set(OPERATORS)
     words = sorted(occur) if variables is None else _words(variables)
     if missing := sorted(occur - set(words)):
-        raise ValueError(f'{formula!r} speaks of {", ".join(missing)}; the table is over {", ".join(words) or "nothing"}')
+        raise ValueError(f'{formula!r} speaks of {", ".join(missing)}; '
+                         f'the table is over {", ".join(words) or "nothing"}')
     return _evaluated(read, words)
 
 def _words(variables: Sequence[str]) -> list[str]:
     "Variables as a list, or a ValueError."
     words = list(variables)
     if isinstance(variables, Set) or len(set(words)) < len(words):
-        raise ValueError(f'variables={variables!r} must be distinct and have an order: a list, no set')
-    if odd := [o for o in words if not _is_word(o) or o.split() != [o]]: raise ValueError(f'{odd} cannot be variables; a variable is one word')
+        raise ValueError(f'variables={variables!r} must be distinct and have an order: '
+                         'a list, no set')
+    if odd := [o for o in words if not _is_word(o) or o.split() != [o]]:
+        raise ValueError(f'{odd} cannot be variables; a variable is one word')
     return words
 
 # %% ../../nbs/1_ordered_neurons/186_propositional_logic.ipynb #export-relation
@@ -95,8 +101,9 @@ RELATIONS = '=<>^|v#'
 def relation(
     left: str,   # a formula in the notation of `postfix`
     right: str,  # another one, over the same variables or others
-) -> str:        # one of `= < > ^ | v #`; for a side that is always true or always false, the first that fits
-    "How two formulas are related, by truth tables. MacCartney & Manning (2009); Bowman, Potts & Manning (2015)."
+) -> str:        # one of `= < > ^ | v #`; the first that fits, for a side always true or false
+    ("How two formulas are related, by truth tables. "
+     "MacCartney & Manning (2009); Bowman, Potts & Manning (2015).")
     parsed = postfix(left), postfix(right)
     variables = sorted({token for o in parsed for token in o} - set(OPERATORS))
     x, y = (_evaluated(o, variables) for o in parsed)
@@ -130,9 +137,11 @@ def generate_pairs(
     per_pair: int = 4,                  # variables that the two sides of a pair share
     depth: int = 3,                     # most connectives one inside the other
 ) -> list[Pair]:                        # in the order drawn, which puts frequent, short pairs early
-    "Pairs of formulas and their relation, drawn as the files of Bowman, Manning & Potts (2015) were."
+    ("Pairs of formulas and their relation, "
+     "drawn as the files of Bowman, Manning & Potts (2015) were.")
     variables = _words(variables)
-    for name, size in {'n': n, 'per_pair': per_pair, 'len(variables)': len(variables)}.items(): checked_size(size, name)
+    for name, size in {'n': n, 'per_pair': per_pair, 'len(variables)': len(variables)}.items():
+        checked_size(size, name)
     checked_size(depth, 'depth', least=0)
     if max_operators is not None: checked_size(max_operators, 'max_operators', least=0)
     draw, pairs, misses = Random(rng(seed, 'pairs of formulas').initial_seed()), {}, 0
@@ -140,11 +149,15 @@ def generate_pairs(
     while len(pairs) < n:
         words = draw.sample(variables, min(per_pair, len(variables)))
         sides = tuple(_drawn(draw, words, depth) for _ in range(2))
-        fit = sides not in pairs and all(sum(map(o.split().count, OPERATORS)) <= most for o in sides) and all(map(_can_be_both, sides))
+        fit = (sides not in pairs and
+               all(sum(map(o.split().count, OPERATORS)) <= most for o in sides) and
+               all(map(_can_be_both, sides)))
         misses = 0 if fit else misses + 1
         if fit: pairs[sides] = relation(*sides)
-        if misses > 5000: raise ValueError(f'only {len(pairs)} of {n} pairs found: with max_operators={max_operators}, '
-                                           f'{len(variables)} variables and depth={depth} there are hardly more; ask for fewer')
+        if misses > 5000:
+            raise ValueError(f'only {len(pairs)} of {n} pairs found: '
+                             f'with max_operators={max_operators}, {len(variables)} variables '
+                             f'and depth={depth} there are hardly more; ask for fewer')
     return [Pair(r, *sides) for sides, r in pairs.items()]
 
 def _can_be_both(formula: str) -> bool:
@@ -156,10 +169,11 @@ def _can_be_both(formula: str) -> bool:
 def by_operators(
     pairs: Iterable[tuple[str, str, str]], # relation, left, right
     last: int = 12,                        # the last group holds this number and more
-) -> dict[int, list[Pair]]:                # by the number of operators of the longer side, ascending
+) -> dict[int, list[Pair]]:                # by number of operators of the longer side, ascending
     "Pairs as the public files group them."
     groups = {}
-    for o in pairs: groups.setdefault(min(last, max(operators(o[1]), operators(o[2]))), []).append(Pair(*o))
+    for o in pairs:
+        groups.setdefault(min(last, max(operators(o[1]), operators(o[2]))), []).append(Pair(*o))
     return dict(sorted(groups.items()))
 
 # %% ../../nbs/1_ordered_neurons/186_propositional_logic.ipynb #export-split
@@ -168,7 +182,7 @@ def split_pairs(
     test_share: float = .15,  # of all pairs, in (0, 1)
     seed: int = 0,            # draws the split
     last: int = 12,           # as in `by_operators`
-) -> Logic:                   # by number of operators; no test pair, and no mirror image of one, is in train
+) -> Logic:                   # by number of operators; no test pair, mirrored or not, is in train
     "Pairs split at random; the public files split by order of first appearance instead."
     checked_fraction(test_share, 'test_share')
     parts, side, draw = ([], []), {}, Random(rng(seed, 'split of pairs').initial_seed())

@@ -76,7 +76,8 @@ def grammar(
     rules = list(_expanded())
     category = {o: Nonterminal(o) for o, _, _ in rules}
     def row(symbols): return [category.get(o, o) for o in (symbols[::-1] if mirrored else symbols)]
-    return PCFG(category['S'], [ProbabilisticProduction(category[o], row(symbols), prob=p) for o, symbols, p in rules])
+    return PCFG(category['S'], [ProbabilisticProduction(category[o], row(symbols), prob=p)
+                                for o, symbols, p in rules])
 
 # %% ../../nbs/1_ordered_neurons/148_small_grammar.ipynb #export-generate
 def _uniforms(seed: int) -> Iterator[float]:
@@ -95,12 +96,14 @@ def mirror(
     tree: 'Tree',  # any
 ) -> 'Tree':       # a new one
     "The tree read from right to left."
-    return type(tree)(tree.label(), [mirror(o) if isinstance(o, type(tree)) else o for o in reversed(tree)])
+    return type(tree)(tree.label(), [mirror(o) if isinstance(o, type(tree)) else o
+                                     for o in reversed(tree)])
 
 def _trees(seed: int, max_words: int | None) -> Iterator['Tree']:
     "Endless trees of the grammar, none longer than `max_words`."
     if max_words is not None and not length_distribution(max_words).any():
-        raise ValueError(f'max_words={max_words}: the grammar has no sentence that short; its shortest have 3 words')
+        raise ValueError(f'max_words={max_words}: the grammar has no sentence that short; '
+                         'its shortest have 3 words')
     rules = defaultdict(lambda: ([], []))
     for o in grammar().productions():
         rows, edges = rules[o.lhs()]
@@ -136,8 +139,8 @@ class Expectations(NamedTuple):
     nats: float    # entropy of a tree
 
 def expectations(
-    pcfg: 'PCFG | None' = None, # any; None for the small grammar
-) -> Expectations:              # exact up to rounding; inf where the radius is 1 or more. Every category must be reachable
+    pcfg: 'PCFG | None' = None, # with every category reachable; None for the small grammar
+) -> Expectations:              # exact up to rounding; inf where the radius is 1 or more
     "Mean length and entropy by linear systems, and whether they exist. Booth and Thompson (1973)."
     rules = (pcfg or grammar()).productions()
     index = {o: i for i, o in enumerate(dict.fromkeys(o.lhs() for o in rules))}
@@ -149,7 +152,8 @@ def expectations(
         made[a] += p * (len(o.rhs()) - len(inner)), -p * math.log(p) if p else 0
     radius = float(abs(np.linalg.eigvals(M)).max())
     if radius >= 1: return Expectations(radius, math.inf, math.inf)
-    words, nats = np.linalg.solve(np.eye(len(index)) - M, made)[index[(pcfg or grammar()).start()]].tolist()
+    words, nats = np.linalg.solve(np.eye(len(index)) - M, made)[
+        index[(pcfg or grammar()).start()]].tolist()
     return Expectations(radius, words, nats)
 
 # %% ../../nbs/1_ordered_neurons/148_small_grammar.ipynb #export-inside
@@ -169,20 +173,27 @@ def _tables(pcfg) -> _Tables:
     words, single = defaultdict(lambda: 0 * eye[0]), 0 * eye
     for o in pcfg.productions():
         a, known = index[o.lhs()], [index[b] for b in o.rhs() if b in index]
-        if len(known) == len(o.rhs()) == 2:   double.append((*known, o.prob() * eye[a]))
-        elif len(known) == len(o.rhs()) == 1: single[a, known[0]] += o.prob()
-        elif len(o.rhs()) == 1:               words[o.rhs()[0]] = words[o.rhs()[0]] + o.prob() * eye[a]
-        else: raise ValueError(f'rule {o}: a right-hand side is one word, one category or two categories')
+        if len(known) == len(o.rhs()) == 2:
+            double.append((*known, o.prob() * eye[a]))
+        elif len(known) == len(o.rhs()) == 1:
+            single[a, known[0]] += o.prob()
+        elif len(o.rhs()) == 1:
+            words[o.rhs()[0]] = words[o.rhs()[0]] + o.prob() * eye[a]
+        else:
+            raise ValueError(f'rule {o}: a right-hand side is one word, '
+                             'one category or two categories')
     left, right, pairs = ([o[k] for o in double] for k in range(3))
     return _Tables(index[pcfg.start()], dict(words), np.array(left, int), np.array(right, int),
                    np.array(pairs).reshape(-1, len(index)), np.linalg.inv(eye - single))
 
 def _inside(columns: Sequence[np.ndarray], t: _Tables) -> list[np.ndarray]:
-    "Inside probabilities from those of single words: entry w - 1 is `(spans, categories)` for the spans of w words. Baker (1979)."
+    ("Inside probabilities from those of single words: entry w - 1 is `(spans, categories)` "
+     "for the spans of w words. Baker (1979).")
     spans, lefts, rights = [], [], []
     for width in range(1, len(columns) + 1):
         m = len(columns) - width + 1
-        made = (sum(lefts[k-1][:m] * rights[width-k-1][k:k+m] for k in range(1, width)) @ t.pairs if width > 1 else np.stack(columns))
+        made = (sum(lefts[k-1][:m] * rights[width-k-1][k:k+m] for k in range(1, width)) @ t.pairs
+                if width > 1 else np.stack(columns))
         spans.append(made @ t.closure.T)
         lefts.append(spans[-1][:, t.left]); rights.append(spans[-1][:, t.right])
     return spans
@@ -203,10 +214,13 @@ def log_prob(
     "Exact log-probability of sentences, summed over their trees. Baker (1979)."
     t = _tables(pcfg or grammar())
     if unknown := sorted({o for line in lines for o in line if o not in t.words}):
-        raise ValueError(f'words that the grammar does not have: {", ".join(map(repr, unknown[:10]))}')
+        raise ValueError('words that the grammar does not have: '
+                         f'{", ".join(map(repr, unknown[:10]))}')
     if (longest := max(map(len, lines), default=0)) > 180:
-        raise ValueError(f'a line has {longest} words: beyond 180 its probability may be too small for a float')
-    def total(line): return _inside([t.words[o] for o in line], t)[-1][0, t.start] if len(line) else 0.
+        raise ValueError(f'a line has {longest} words: '
+                         'beyond 180 its probability may be too small for a float')
+    def total(line):
+        return _inside([t.words[o] for o in line], t)[-1][0, t.start] if len(line) else 0.
     return [math.log(p) if (p := total(line)) else -math.inf for line in lines]
 
 # %% ../../nbs/1_ordered_neurons/148_small_grammar.ipynb #export-floor
@@ -228,13 +242,14 @@ class GoldCorpus(NamedTuple):
     train: list[list[str]]
     validation: list[list[str]]
     test: list[list[str]]
-    trees: dict  # 'train', 'validation', 'test': the gold trees of the same sentences, in the same order
+    trees: dict  # 'train', 'validation', 'test': the gold trees of the sentences, in their order
 
 def part_of(
     words: Sequence[str], # a sentence, not mirrored
 ) -> str:                 # 'train' (80 % of all sentences), 'validation' or 'test' (10 % each)
     "The part that a sentence belongs to, whoever draws it: by a checksum of its words."
-    return (['train'] * 8 + ['validation', 'test'])[crc32(' '.join(checked_words(words)).encode()) * 10 >> 32]
+    return (['train'] * 8 + ['validation', 'test'])[
+        crc32(' '.join(checked_words(words)).encode()) * 10 >> 32]
 
 def as_corpus(
     train: int = 20_000,          # sentences

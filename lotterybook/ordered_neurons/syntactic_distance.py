@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 # %% ../../nbs/1_ordered_neurons/160_syntactic_distance.ipynb #export-distance
 def forget_distance(
     f_tilde: Tensor,  # `(..., levels)` master forget gate
-) -> Tensor:          # `(...)` in [0, 1], 0 where nothing is erased; below 1 unless the gate is of `live_top`
-    "How far up the levels are erased: (E[d] - 1) / N. Shen et al. (2019), §5.2, scaled as in the released code."
+) -> Tensor:          # `(...)` in [0, 1], 0 if nothing is erased; 1 only with `live_top`
+    ("How far up the levels are erased: (E[d] - 1) / N. "
+     "Shen et al. (2019), §5.2, scaled as in the released code.")
     return 1 - f_tilde.mean(-1)
 
 def input_distance(
     i_tilde: Tensor,  # `(..., levels)` master input gate
-) -> Tensor:          # `(...)` in [0, 1], 0 where nothing is written; below 1 unless the gate is of `live_top`
+) -> Tensor:          # `(...)` in [0, 1], 0 if nothing is written; 1 only with `live_top`
     "How far up the levels are written: (E[d'] - 1) / N. Shen et al. (2019), released code."
     return i_tilde.mean(-1)
 
@@ -36,10 +37,13 @@ def input_distance(
 def _checked(distances: Tensor | Sequence[float], words: Sequence[str]) -> list[float]:
     "Distances as numbers, one per word, or an error."
     if isinstance(distances, Tensor) and distances.ndim != 1:
-        raise ValueError(f'distances of shape {tuple(distances.shape)}; a tree needs one number a word, shape (words,)')
-    numbers = [float(o) for o in (distances.tolist() if isinstance(distances, Tensor) else distances)]
+        raise ValueError(f'distances of shape {tuple(distances.shape)}; '
+                         'a tree needs one number a word, shape (words,)')
+    numbers = [float(o) for o in
+               (distances.tolist() if isinstance(distances, Tensor) else distances)]
     if not len(checked_words(words)): raise ValueError('an empty sentence has no tree')
-    if len(numbers) != len(words): raise ValueError(f'{len(numbers)} distances, but {len(words)} words')
+    if len(numbers) != len(words):
+        raise ValueError(f'{len(numbers)} distances, but {len(words)} words')
     bad = [k for k, o in enumerate(numbers) if isnan(o)]
     if bad: raise ValueError(f'the distance of word {bad[0]}, {words[bad[0]]!r}, is NaN')
     return numbers
@@ -52,7 +56,8 @@ def _unbiased(d: list[float], words: list) -> list[list]:
 def _released(d: list[float], words: list) -> list[list]:
     "What is before the word of largest distance, and that word with what follows."
     i = max(range(len(d)), key=d.__getitem__)
-    before, after = ([_tree(d[o], words[o], _released)] if words[o] else [] for o in (slice(i), slice(i + 1, None)))
+    before, after = ([_tree(d[o], words[o], _released)] if words[o] else []
+                     for o in (slice(i), slice(i + 1, None)))
     right = [words[i], *after]
     return [*before, tree_class()('X', right) if after else words[i]] if before else right
 
@@ -67,15 +72,18 @@ def within_depth(
     "What `build` makes, or an error that says that the sentence is too long."
     try: return build()
     except RecursionError:
-        raise ValueError(f'{len(words)} words give a tree too deep for Python and nltk; parse sentences, not paragraphs') from None
+        raise ValueError(f'{len(words)} words give a tree too deep for Python and nltk; '
+                         'parse sentences, not paragraphs') from None
 
 def tree_from_distances(
     distances: Tensor | Sequence[float],  # `(words,)` one number before each word, any scale
     words: Sequence[str],                 # the sentence
     builder: str = 'unbiased',            # or 'released', which leans right
-) -> 'Tree':                              # binary, label `X`; a sentence of one word is a node with one leaf
-    "Cut at the largest distance, and again in both parts. Shen et al. (2019), §5.2; Dyer et al. (2019)."
-    parts, numbers = BUILDERS[checked_name(builder, BUILDERS, 'builder')], _checked(distances, words)
+) -> 'Tree':                              # binary, label `X`; of one word, a node with one leaf
+    ("Cut at the largest distance, and again in both parts. "
+     "Shen et al. (2019), §5.2; Dyer et al. (2019).")
+    parts, numbers = (BUILDERS[checked_name(builder, BUILDERS, 'builder')],
+                      _checked(distances, words))
     tree = within_depth(lambda: _tree(numbers, list(words), parts), words)
     return tree_class()('X', [tree]) if len(words) == 1 else tree
 
@@ -124,17 +132,19 @@ def read_distances(
 ) -> Sequence[Tensor]:    # those two
     "What a model gives for a sentence, its shapes checked."
     if not hasattr(model, 'distances'):
-        raise ValueError(f'a {type(model).__name__} has no method distances(words) that gives two tensors (layers, words)')
+        raise ValueError(f'a {type(model).__name__} has no method distances(words) '
+                         'that gives two tensors (layers, words)')
     both = model.distances(words)
     shapes = [tuple(o.shape) for o in ([both] if isinstance(both, Tensor) else both)]
     if len(shapes) != 2 or any(len(o) != 2 or o[1] != len(words) for o in shapes):
-        raise ValueError(f'distances(words) must give two tensors (layers, {len(words)}) for {len(words)} words; it gave shapes {shapes}')
+        raise ValueError(f'distances(words) must give two tensors (layers, {len(words)}) '
+                         f'for {len(words)} words; it gave shapes {shapes}')
     return both
 
 def parse(
-    model: Any,                            # has `distances(words)`: two tensors `(layers, words)`, forget and input
+    model: Any,                            # has `distances(words)`, as for `read_distances`
     sentences: Iterable[Sequence[str]],    # each a list of words, without `<eos>`
-    layer: int | None = None,              # from 0, or from the end if negative; None: the second, or the only one
+    layer: int | None = None,              # from 0, or negative; None: the second, or the only one
     gate: str = 'forget',                  # which distance: 'forget' or 'input'
     builder: str = 'unbiased',             # or 'released'
 ) -> list['Tree']:                         # one per sentence
@@ -146,7 +156,9 @@ def parse(
         if not len(checked_words(words)): raise ValueError(f'sentence {k} is empty')
         distances = read_distances(model, words)[gate == 'input']
         chosen = min(1, len(distances) - 1) if layer is None else layer
-        if not isinstance(chosen, Integral) or isinstance(chosen, bool) or not -len(distances) <= chosen < len(distances):
-            raise ValueError(f'layer={layer!r}, but the model has {len(distances)} layers, counted from 0')
+        if (not isinstance(chosen, Integral) or isinstance(chosen, bool) or
+                not -len(distances) <= chosen < len(distances)):
+            raise ValueError(f'layer={layer!r}, but the model has {len(distances)} layers, '
+                             'counted from 0')
         trees.append(tree_from_distances(distances[chosen], words, builder))
     return trees

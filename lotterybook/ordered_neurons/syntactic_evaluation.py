@@ -18,25 +18,29 @@ from .small_grammar import LEXICON
 
 # %% ../../nbs/1_ordered_neurons/180_syntactic_evaluation.ipynb #export-pairings
 _PAIRINGS = {2: {'grammatical > ungrammatical': (0, 1)},
-             3: {'grammatical > intrusive': (0, 1), 'intrusive > ungrammatical': (1, 2), 'grammatical > ungrammatical': (0, 2)}}
+             3: {'grammatical > intrusive': (0, 1), 'intrusive > ungrammatical': (1, 2),
+                 'grammatical > ungrammatical': (0, 2)}}
 
 def pairings(
     items: Sequence[tuple[str, ...]],     # of one construction: all pairs, or all triples
     construction: object = 'construction', # its name, for the complaint
-) -> dict[str, list[tuple[str, str]]]:    # what is compared -> (should be likelier, should be less likely)
+) -> dict[str, list[tuple[str, str]]]:    # what is compared -> (should be likelier, less likely)
     "The pairs of sentences to compare. Marvin and Linzen (2018)."
     if not items: raise ValueError(f'{construction}: no items')
     if texts := [o for o in items if isinstance(o, str)]:
-        raise ValueError(f'{construction}: an item is a tuple of sentences, not the text {texts[0]!r}')
+        raise ValueError(f'{construction}: an item is a tuple of sentences, '
+                         f'not the text {texts[0]!r}')
     if odd := [s for o in items for s in o if not isinstance(s, str)]:
-        raise ValueError(f'{construction}: a sentence is a text, words with spaces between them, not {odd[0]!r}')
+        raise ValueError(f'{construction}: a sentence is a text, '
+                         f'words with spaces between them, not {odd[0]!r}')
     sizes = {len(o) for o in items}
     if len(sizes) != 1 or not sizes <= set(_PAIRINGS):
-        raise ValueError(f'{construction}: items are all pairs or all triples of sentences, not of sizes {sorted(sizes)}')
+        raise ValueError(f'{construction}: items are all pairs or all triples of sentences, '
+                         f'not of sizes {sorted(sizes)}')
     return {name: [(o[a], o[b]) for o in items] for name, (a, b) in _PAIRINGS[sizes.pop()].items()}
 
 # %% ../../nbs/1_ordered_neurons/180_syntactic_evaluation.ipynb #export-score
-LogProb = Callable[[list[list[str]]], Sequence[float]]  # sentences, as words -> nats, one a sentence
+LogProb = Callable[[list[list[str]]], Sequence[float]]  # sentences, as words -> nats, one each
 
 def score_sentences(
     model: LogProb,            # gives a log-probability for each sentence
@@ -46,28 +50,33 @@ def score_sentences(
     "Log-probability of every sentence."
     checked_size(batch_size, 'batch_size')
     if hasattr(model, 'log_prob'):
-        raise ValueError(f'a {type(model).__name__} is no function from sentences to log-probabilities; give its method, model.log_prob')
+        raise ValueError(f'a {type(model).__name__} is no function from sentences '
+                         'to log-probabilities; give its method, model.log_prob')
     distinct = sorted(dict.fromkeys(sentences), key=lambda o: len(o.split()))
     scores = []
     for i in range(0, len(distinct), batch_size):
         batch = distinct[i:i + batch_size]
         given = [float(o) for o in model([o.split() for o in batch])]
-        if len(given) != len(batch): raise ValueError(f'the model gave {len(given)} log-probabilities for {len(batch)} sentences')
+        if len(given) != len(batch):
+            raise ValueError(f'the model gave {len(given)} log-probabilities '
+                             f'for {len(batch)} sentences')
         scores += given
     scores = dict(zip(distinct, scores))
     if wrong := [o for o, score in scores.items() if math.isnan(score) or score == math.inf]:
-        raise ValueError(f'log-probabilities must be numbers or -inf; {len(wrong)} are not, such as {scores[wrong[0]]} for {wrong[0]!r}')
+        raise ValueError(f'log-probabilities must be numbers or -inf; {len(wrong)} are not, '
+                         f'such as {scores[wrong[0]]} for {wrong[0]!r}')
     return scores
 
 def score_pairs(
     model: LogProb,                        # gives a log-probability for each sentence
     pairs: Iterable[tuple[str, str]],      # (should be likelier, should be less likely)
     batch_size: int = 256,                 # sentences a call
-) -> np.ndarray:                           # (pairs,) nats by which the first is likelier; 0 is a tie
+) -> np.ndarray:                           # (pairs,) nats by which the first is likelier; 0: a tie
     "Differences of log-probability. Marvin and Linzen (2018)."
     pairs  = list(pairs)
     scores = score_sentences(model, [o for pair in pairs for o in pair], batch_size)
-    return np.array([0. if scores[a] == scores[b] else scores[a] - scores[b] for a, b in pairs])  # -inf on both sides is a tie, too
+    return np.array([0. if scores[a] == scores[b] else scores[a] - scores[b]
+                     for a, b in pairs])  # -inf on both sides is a tie, too
 
 # %% ../../nbs/1_ordered_neurons/180_syntactic_evaluation.ipynb #export-coverage
 def coverage(
@@ -80,22 +89,32 @@ def coverage(
     return {name: sum(map(covered, items)) / len(items) for name, items, _ in _constructions(suite)}
 
 def _constructions(suite: dict) -> list[tuple]:
-    "Each construction: its name, all items, subcases joined, and their pairings; or an error that names it."
+    ("Each construction: its name, all items, subcases joined, and their pairings; "
+     "or an error that names it.")
     if flat := [name for name, cases in suite.items() if not isinstance(cases, dict)]:
-        raise ValueError(f'{flat[0]}: a construction is a dictionary, subcase -> items, not {type(suite[flat[0]]).__name__}')
+        raise ValueError(f'{flat[0]}: a construction is a dictionary, subcase -> items, '
+                         f'not {type(suite[flat[0]]).__name__}')
     joined = {name: [o for case in cases.values() for o in case] for name, cases in suite.items()}
     return [(name, items, pairings(items, name)) for name, items in joined.items()]
 
-def _readable(pairs: list[tuple[str, str]], vocabulary: Collection[str] | None, unknown: str) -> list[tuple[int, tuple[str, str]]]:
-    "Pairs that the model can be asked about, each with its place in `pairs`; unknown words refused, skipped or replaced."
+def _readable(pairs: list[tuple[str, str]], vocabulary: Collection[str] | None,
+              unknown: str) -> list[tuple[int, tuple[str, str]]]:
+    ("Pairs that the model can be asked about, each with its place in `pairs`; "
+     "unknown words refused, skipped or replaced.")
     known = set(() if vocabulary is None else vocabulary)
-    if unknown not in {'refuse', 'skip'} | known: raise ValueError(f"unknown={unknown!r} is neither 'refuse' nor 'skip' nor a word of the vocabulary")
+    if unknown not in {'refuse', 'skip'} | known:
+        raise ValueError(f"unknown={unknown!r} is neither 'refuse' nor 'skip' "
+                         "nor a word of the vocabulary")
     if vocabulary is None: return list(enumerate(pairs))
     strange = {w for pair in pairs for o in pair for w in o.split()} - known
     if strange and unknown == 'refuse':
-        raise ValueError(f"the model does not know {len(strange)} words, such as {', '.join(sorted(strange)[:8])}; "
-                         "choose unknown='skip' to leave their pairs out, or unknown='<unk>' to replace them")
-    if unknown in ('refuse', 'skip'): return [(k, pair) for k, pair in enumerate(pairs) if not any(strange & set(o.split()) for o in pair)]
+        raise ValueError(f"the model does not know {len(strange)} words, "
+                         f"such as {', '.join(sorted(strange)[:8])}; "
+                         "choose unknown='skip' to leave their pairs out, "
+                         "or unknown='<unk>' to replace them")
+    if unknown in ('refuse', 'skip'):
+        return [(k, pair) for k, pair in enumerate(pairs)
+                if not any(strange & set(o.split()) for o in pair)]
     def replaced(o): return ' '.join(w if w in known else unknown for w in o.split())
     return [(k, tuple(map(replaced, pair))) for k, pair in enumerate(pairs)]
 
@@ -110,12 +129,17 @@ def word_interval(
     pairs: Sequence[tuple[str, str]],  # the same pairs
     confidence: float = .95,           # in (0, 1)
 ) -> tuple[float, float, float]:       # accuracy, lower end, upper end, in [0, 1]
-    "Accuracy and its interval over the choice of words. After Cameron, Gelbach and Miller (2011), Wilson (1927)."
-    if len(right) != len(pairs) or not len(right): raise ValueError(f'{len(right)} answers for {len(pairs)} pairs; one each, and one at least')
+    ("Accuracy and its interval over the choice of words. "
+     "After Cameron, Gelbach and Miller (2011), Wilson (1927).")
+    if len(right) != len(pairs) or not len(right):
+        raise ValueError(f'{len(right)} answers for {len(pairs)} pairs; '
+                         'one each, and one at least')
     checked_fraction(confidence, 'confidence')
     from scipy.stats import norm, t
     y = np.asarray(right, float)
-    if not np.isin(y, (0, 1)).all(): raise ValueError(f'an answer is right or wrong, True or False, not {y[~np.isin(y, (0, 1))][0]}')
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError('an answer is right or wrong, True or False, '
+                         f'not {y[~np.isin(y, (0, 1))][0]}')
     sums, uses = defaultdict(float), Counter()
     for residual, pair in zip(y - y.mean(), pairs):
         for word in _words(pair): sums[word] += residual; uses[word] += 1
@@ -125,7 +149,8 @@ def word_interval(
     variance = max(S2.sum() / len(y) ** 2 / (1 - 1 / m), y.var() / len(y))
     half = float(t.ppf((1 + confidence) / 2, m - 1)) * math.sqrt(variance)
     p = np.array(list(uses.values())) / len(y)
-    k = (p * (1 - p)).sum() / (p ** 2 * (1 - p)).sum() if (p < 1).any() else 1.  # words in one place; 1: nothing was varied
+    # words in one place; 1: nothing was varied
+    k = (p * (1 - p)).sum() / (p ** 2 * (1 - p)).sum() if (p < 1).any() else 1.
     sure = float(k / (k + norm.ppf((1 + confidence) / 2) ** 2))
     return mean, max(min(mean - half, sure), 0.), min(max(mean + half, 1 - sure), 1.)
 
@@ -134,24 +159,29 @@ def evaluate_suite(
     model: LogProb,                        # gives a log-probability for each sentence
     suite: dict,                           # construction -> subcase -> items
     vocabulary: Collection[str] | None,    # the words the model knows; None: it can score anything
-    unknown: str = 'refuse',               # 'refuse', 'skip', or the word that stands for unknown ones
+    unknown: str = 'refuse',               # 'refuse', 'skip', or the word for unknown ones
     ending: str = '',                      # words put after every sentence
     batch_size: int = 256,                 # sentences a call
-) -> list[dict]:                           # rows: construction, pairing, pairs, ties; covered, accuracy, low, high: in [0, 1], the last three None if none is covered
+) -> list[dict]: # construction, pairing, pairs, ties; shares covered, accuracy, low, high (or None)
     "Accuracy on every construction; ties count as wrong. Marvin and Linzen (2018)."
     asked = []
     for construction, _, paired in _constructions(suite):
         for pairing, pairs in paired.items():
-            asked.append((construction, pairing, [tuple(f'{o} {ending}'.strip() for o in pair) for pair in pairs]))
+            asked.append((construction, pairing,
+                          [tuple(f'{o} {ending}'.strip() for o in pair) for pair in pairs]))
     everything = _readable([pair for *_, pairs in asked for pair in pairs], vocabulary, unknown)
-    differences = dict(zip((k for k, _ in everything), score_pairs(model, [pair for _, pair in everything], batch_size)))
+    differences = dict(zip((k for k, _ in everything),
+                           score_pairs(model, [pair for _, pair in everything], batch_size)))
     rows, start = [], 0
     for construction, pairing, pairs in asked:
-        kept = [(pair, differences[start + k]) for k, pair in enumerate(pairs) if start + k in differences]
+        kept = [(pair, differences[start + k]) for k, pair in enumerate(pairs)
+                if start + k in differences]
         start += len(pairs)
-        mean, low, high = word_interval([d > 0 for _, d in kept], [pair for pair, _ in kept]) if kept else (None,) * 3
-        rows.append(dict(construction=construction, pairing=pairing, pairs=len(pairs), covered=len(kept) / len(pairs),
-                         ties=sum(bool(d == 0) for _, d in kept), accuracy=mean, low=low, high=high))
+        mean, low, high = (word_interval([d > 0 for _, d in kept], [pair for pair, _ in kept])
+                           if kept else (None,) * 3)
+        rows.append(dict(construction=construction, pairing=pairing, pairs=len(pairs),
+                         covered=len(kept) / len(pairs), ties=sum(bool(d == 0) for _, d in kept),
+                         accuracy=mean, low=low, high=high))
     return rows
 
 # %% ../../nbs/1_ordered_neurons/180_syntactic_evaluation.ipynb #export-paper
@@ -176,7 +206,7 @@ PAPER_ROWS = {  # row of the paper's table -> constructions of the suite
     'long: reflexive across relative':          ('reflexives_across',),
     'long: NPI across relative':                _numbered('npi_across')}
 
-# (row, ON-LSTM, LSTM): accuracy, for the pairings of a row in the order of `pairings`. Shen et al. (2019), §5.3.
+# (row, ON-LSTM, LSTM): accuracies, in the order of `pairings`. Shen et al. (2019), §5.3.
 _PAPER = '''short: simple|.99|1.00
 short: sentential complement|.95|.98
 short: VP coordination|.89|.92
@@ -200,7 +230,8 @@ def paper_table() -> list[dict]:  # rows: construction, pairing, on_lstm, lstm
         name, on_lstm, lstm = line.split('|')
         numbers = list(zip(on_lstm.split(), lstm.split()))
         names = _PAIRINGS[3 if len(numbers) == 3 else 2]
-        rows += [dict(construction=name, pairing=pairing, on_lstm=float(a), lstm=float(b)) for pairing, (a, b) in zip(names, numbers)]
+        rows += [dict(construction=name, pairing=pairing, on_lstm=float(a), lstm=float(b))
+                 for pairing, (a, b) in zip(names, numbers)]
     return rows
 
 def as_paper_rows(
@@ -208,8 +239,10 @@ def as_paper_rows(
 ) -> dict:        # row -> 'construction, subcase' -> items; rows without items are left out
     "The constructions joined into the rows of the paper's table. Shen et al. (2019), §5.3."
     placed = {o for names in PAPER_ROWS.values() for o in names}
-    if strange := sorted(set(suite) - placed): raise ValueError(f'constructions that are in no row of the paper: {", ".join(strange)}')
-    rows = {row: {f'{name}, {case}': items for name in names if name in suite for case, items in suite[name].items()}
+    if strange := sorted(set(suite) - placed):
+        raise ValueError(f'constructions that are in no row of the paper: {", ".join(strange)}')
+    rows = {row: {f'{name}, {case}': items for name in names if name in suite
+                  for case, items in suite[name].items()}
             for row, names in PAPER_ROWS.items()}
     return {row: cases for row, cases in rows.items() if cases}
 
@@ -232,7 +265,8 @@ _TEMPLATES = {
     'npi_across_anim':             'NO-# N-# C the N-@ TV-@ MD RB IV-PL'}
 _OTHER = {'SG': 'PL', 'PL': 'SG'}
 
-def _item(template: str, number: str, other: str, pick: Callable[[Sequence[str]], str]) -> tuple[str, ...]:
+def _item(template: str, number: str, other: str,
+          pick: Callable[[Sequence[str]], str]) -> tuple[str, ...]:
     "One pair or triple of a template."
     template = template.replace('!V', pick(('!IV-#', '!BE-# A')))
     slots = template.replace('#', number).replace('@', other).split()
@@ -259,5 +293,6 @@ def small_suite(
     for name, template in _TEMPLATES.items():
         cases = [(a, b) for a in _OTHER for b in (_OTHER if '@' in template else (a,))]
         suite[name] = {f'subject {a}, other {b}' if '@' in template else f'subject {a}':
-                       list(dict.fromkeys(_item(template, a, b, pick) for _ in range(n))) for a, b in cases}
+                       list(dict.fromkeys(_item(template, a, b, pick) for _ in range(n)))
+                       for a, b in cases}
     return suite

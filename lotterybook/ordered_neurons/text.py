@@ -18,8 +18,11 @@ EOS, UNK = '<eos>', '<unk>'
 def checked_words(
     words: Sequence[str],  # a sentence
 ) -> Sequence[str]:        # the same
-    "The words of a sentence, or an error where it is a text instead: its letters would be taken for words."
-    if isinstance(words, str): raise ValueError(f'a sentence is a list of words, not the text {words[:30]!r}; use .split()')
+    ("The words of a sentence, or an error where it is a text instead: "
+     "its letters would be taken for words.")
+    if isinstance(words, str):
+        raise ValueError(f'a sentence is a list of words, not the text {words[:30]!r}; '
+                         'use .split()')
     return words
 
 class Vocabulary:
@@ -31,14 +34,15 @@ class Vocabulary:
         self.words = list(words)
         self.ids = {word: i for i, word in enumerate(self.words)}
         twice = [w for w, n in Counter(self.words).items() if n > 1]
-        if twice: raise ValueError(f'a vocabulary has each word once; more than once here: {twice[:5]}')
+        if twice:
+            raise ValueError(f'a vocabulary has each word once; more than once here: {twice[:5]}')
 
     @classmethod
     def of(
         cls,
         lines: Iterable[list[str]],  # the training text
         min_count: int = 1,          # a word seen less often is `<unk>`
-    ) -> 'Vocabulary':               # with `<eos>`; with `<unk>` if the text has it, or `min_count` needs it
+    ) -> 'Vocabulary':               # with `<eos>`; `<unk>` if in the text, or for rare words
         "The vocabulary of a text."
         checked_size(min_count, 'min_count')
         counts = Counter(word for line in map(checked_words, lines) for word in [*line, EOS])
@@ -70,8 +74,9 @@ class Vocabulary:
         if other is not None: return [self.ids.get(word, other) for word in words]
         try: return [self.ids[word] for word in words]
         except KeyError as e:
-            raise ValueError(f'the vocabulary has no word {e.args[0]!r}, and no {UNK} to stand for it; '
-                             'build it with a larger min_count, so that rare words become <unk>, or from more text') from None
+            raise ValueError(f'the vocabulary has no word {e.args[0]!r}, '
+                             f'and no {UNK} to stand for it; build it with a larger min_count, '
+                             'so that rare words become <unk>, or from more text') from None
 
 # %% ../../nbs/1_ordered_neurons/146_text.ipynb #export-columns
 def stream(
@@ -79,9 +84,12 @@ def stream(
     vocabulary: Vocabulary,      # numbers them
 ) -> Tensor:                     # `(tokens,)` int64, `<eos>` after each line
     "A text as one row of numbers."
-    if EOS not in vocabulary: raise ValueError(f'the vocabulary has no {EOS}, which ends each line; build it with Vocabulary.of')
+    if EOS not in vocabulary:
+        raise ValueError(f'the vocabulary has no {EOS}, which ends each line; '
+                         'build it with Vocabulary.of')
     end = vocabulary.ids[EOS]
-    return torch.tensor([i for line in lines for i in (*vocabulary.encode(line), end)], dtype=torch.long)
+    return torch.tensor([i for line in lines for i in (*vocabulary.encode(line), end)],
+                        dtype=torch.long)
 
 def in_columns(
     tokens: Tensor,   # `(tokens,)`
@@ -92,17 +100,19 @@ def in_columns(
     checked_size(batch_size, 'batch_size')
     steps = len(tokens)//batch_size
     if steps < 2:
-        raise ValueError(f'the {name or "given"} text has {len(tokens)} tokens; {batch_size} columns need {2*batch_size} at least: take more text'
-                         + (', or a smaller batch_size' if name in ('', 'training') else ''))
+        raise ValueError(f'the {name or "given"} text has {len(tokens)} tokens; '
+                         f'{batch_size} columns need {2*batch_size} at least: take more text' +
+                         (', or a smaller batch_size' if name in ('', 'training') else ''))
     return tokens[:steps*batch_size].view(batch_size, steps).t().contiguous()
 
 # %% ../../nbs/1_ordered_neurons/146_text.ipynb #export-windows
 def windows(
     rows: int,                           # of the columns
     length: int = 70,                    # usual length n
-    generator: torch.Generator | None = None, # draws the lengths; None: all windows have `length` steps
+    generator: torch.Generator | None = None, # draws the lengths; None: all have `length` steps
 ) -> list[tuple[int, int]]:              # first row and number of steps of each window
-    "Where to cut. Inputs are the rows of a window, targets the rows one further. Merity et al. (2018), §5."
+    ("Where to cut. Inputs are the rows of a window, targets the rows one further. "
+     "Merity et al. (2018), §5.")
     checked_size(length, 'length')
     if rows < 2: raise ValueError(f'{rows} rows hold no input with its target')
     cuts, start = [], 0
@@ -110,7 +120,8 @@ def windows(
         steps = length
         if generator is not None:
             middle = length if torch.rand((), generator=generator) < .95 else length/2
-            steps = max(min(5, length), round(middle + 5*torch.randn((), generator=generator).item()))
+            steps = max(min(5, length),
+                        round(middle + 5*torch.randn((), generator=generator).item()))
         steps = min(steps, rows - 1 - start)
         cuts.append((start, steps))
         start += steps

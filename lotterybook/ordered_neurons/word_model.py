@@ -40,34 +40,42 @@ class LSTMStack(nn.Module):
         input_size: int,             # features of the input
         hidden_size: Sequence[int],  # cells of each layer
         dropout: float = 0.,         # locked, between layers, in [0, 1)
-        weight_dropout: float = 0.,  # share of recurrent weights dropped for a whole window, in [0, 1)
+        weight_dropout: float = 0.,  # share of recurrent weights dropped for a window, in [0, 1)
         weight_dropout_scaling: str = 'inverted', # or 'released'
     ):
         super().__init__()
         self.dropout = checked_fraction(dropout, 'dropout', zero=True)
         self.weight_dropout = checked_fraction(weight_dropout, 'weight_dropout', zero=True)
-        self.weight_dropout_scaling = checked_name(weight_dropout_scaling, SCALINGS, 'weight_dropout_scaling')
-        self.layers = nn.ModuleList(nn.LSTM(a, b) for a, b in zip([input_size, *hidden_size], hidden_size))
+        self.weight_dropout_scaling = checked_name(weight_dropout_scaling, SCALINGS,
+                                                   'weight_dropout_scaling')
+        self.layers = nn.ModuleList(
+            nn.LSTM(a, b) for a, b in zip([input_size, *hidden_size], hidden_size))
 
     def forward(
         self,
         x: Tensor,                       # `(seq, batch, input)`
-        hx: tuple | None = None,         # h and c, each a tensor `(1, batch, hidden)` for each layer; None: zeros
+        hx: tuple | None = None,         # h and c, each `(1, batch, hidden)` a layer; None: zeros
         return_distances: bool = False,  # add the proxies
-    ) -> tuple:                          # output, (h_n, c_n); with distances also (distance_forget, distance_input)
+    ) -> tuple:                          # output, (h_n, c_n)[, (distance_forget, distance_input)]
         "As `ONLSTM` with a list of sizes."
         states, distances = [], []
         for l, layer in enumerate(self.layers):
             if l: x = locked_dropout(x, self.dropout, self.training)
-            h, c = x.new_zeros(2, 1, x.shape[1], layer.hidden_size) if hx is None else (hx[0][l], hx[1][l])
-            U = drop_connect(layer.weight_hh_l0, self.weight_dropout, self.training, self.weight_dropout_scaling)
+            h, c = (x.new_zeros(2, 1, x.shape[1], layer.hidden_size) if hx is None else
+                    (hx[0][l], hx[1][l]))
+            U = drop_connect(layer.weight_hh_l0, self.weight_dropout, self.training,
+                             self.weight_dropout_scaling)
             W, b, b_h = layer.weight_ih_l0, layer.bias_ih_l0, layer.bias_hh_l0
-            output, *state = torch.lstm(x, (h, c), (W, U, b, b_h), True, 1, 0., self.training, False, False)
-            if return_distances: distances.append(gate_distances(x, torch.cat([h, output[:-1]]), LSTMWeights(W, U, b + b_h)))
+            output, *state = torch.lstm(x, (h, c), (W, U, b, b_h), True, 1, 0.,
+                                        self.training, False, False)
+            if return_distances:
+                distances.append(gate_distances(x, torch.cat([h, output[:-1]]),
+                                                LSTMWeights(W, U, b + b_h)))
             x = output
             states.append(state)
         out = x, tuple(zip(*states))
-        return (*out, tuple(torch.stack(part) for part in zip(*distances))) if return_distances else out
+        return ((*out, tuple(torch.stack(part) for part in zip(*distances)))
+                if return_distances else out)
 
 # %% ../../nbs/1_ordered_neurons/147_word_model.ipynb #export-model
 class ModelOutput(NamedTuple):
@@ -75,10 +83,11 @@ class ModelOutput(NamedTuple):
     raw: Tensor      # `(seq, batch, embedding)` output of the last layer
     dropped: Tensor  # the same after dropout: what the output layer sees
     state: tuple     # for the next window
-    distances: tuple[Tensor, Tensor] | None = None # forget and input, each `(layers, seq, batch)`, if asked for
+    distances: tuple[Tensor, Tensor] | None = None # forget and input, `(layers, seq, batch)`
 
 class LanguageModel(nn.Module):
-    "Words in, the probability of the next word out. Merity et al. (2018), Shen et al. (2019), §5.1."
+    ("Words in, the probability of the next word out. "
+     "Merity et al. (2018), Shen et al. (2019), §5.1.")
     def __init__(
         self,
         vocabulary: Vocabulary,            # the words
@@ -95,19 +104,27 @@ class LanguageModel(nn.Module):
     ):
         super().__init__()
         checked_name(encoder, ('on_lstm', 'lstm'), 'encoder')
-        if EOS not in vocabulary: raise ValueError(f'the vocabulary has no {EOS}, which ends each line; build it with Vocabulary.of')
-        rates = dict(dropout_words=dropout_words, dropout_input=dropout_input, dropout_layers=dropout_layers,
-                     dropout_output=dropout_output, weight_dropout=weight_dropout)
+        if EOS not in vocabulary:
+            raise ValueError(f'the vocabulary has no {EOS}, which ends each line; '
+                             'build it with Vocabulary.of')
+        rates = dict(dropout_words=dropout_words, dropout_input=dropout_input,
+                     dropout_layers=dropout_layers, dropout_output=dropout_output,
+                     weight_dropout=weight_dropout)
         for name, rate in rates.items(): checked_fraction(rate, name, zero=True)
-        self.settings = dict(encoder=encoder, embedding=embedding, hidden=list(hidden), chunk_size=chunk_size, **rates,
+        self.settings = dict(encoder=encoder, embedding=embedding, hidden=list(hidden),
+                             chunk_size=chunk_size, **rates,
                              weight_dropout_scaling=weight_dropout_scaling)
         self.vocabulary = vocabulary
         self.embedding = nn.Parameter(torch.empty(len(vocabulary), embedding).uniform_(-.1, .1))
         self.bias = nn.Parameter(torch.zeros(len(vocabulary)))
         between = dropout_layers if hidden else 0.  # nothing between one layer and itself
-        drops = dict(dropout=between, weight_dropout=weight_dropout, weight_dropout_scaling=weight_dropout_scaling)
-        if encoder == 'lstm': self.encoder = LSTMStack(embedding, [*hidden, embedding], **drops)
-        else: self.encoder = ONLSTM(embedding, [*hidden, embedding], chunk_size=chunk_size, locked=True, **drops)
+        drops = dict(dropout=between, weight_dropout=weight_dropout,
+                     weight_dropout_scaling=weight_dropout_scaling)
+        if encoder == 'lstm':
+            self.encoder = LSTMStack(embedding, [*hidden, embedding], **drops)
+        else:
+            self.encoder = ONLSTM(embedding, [*hidden, embedding], chunk_size=chunk_size,
+                                  locked=True, **drops)
 
     def forward(
         self,
@@ -120,7 +137,8 @@ class LanguageModel(nn.Module):
         x = F.embedding(ids, word_dropout(self.embedding, s['dropout_words'], self.training))
         x = locked_dropout(x, s['dropout_input'], self.training)
         raw, state, *distances = self.encoder(x, state, return_distances=return_distances)
-        return ModelOutput(raw, locked_dropout(raw, s['dropout_output'], self.training), state, *distances)
+        return ModelOutput(raw, locked_dropout(raw, s['dropout_output'], self.training),
+                           state, *distances)
 
     def logits(
         self,
@@ -134,8 +152,10 @@ class LanguageModel(nn.Module):
         self,
         words: Sequence[str],      # of one sentence
     ) -> tuple[Tensor, Tensor]:    # forget and input, each `(layers, words)`
-        "How far each word reaches, read from a fresh state after `<eos>`; dropout is off. Shen et al. (2019), released code."
-        ids = torch.tensor(self.vocabulary.encode([EOS, *checked_words(words)]), device=self.bias.device)
+        ("How far each word reaches, read from a fresh state after `<eos>`; dropout is off. "
+         "Shen et al. (2019), released code.")
+        ids = torch.tensor(self.vocabulary.encode([EOS, *checked_words(words)]),
+                           device=self.bias.device)
         with evaluating(self): forget, write = self(ids[:, None], return_distances=True).distances
         return forget[:, 1:, 0], write[:, 1:, 0]
 
@@ -143,20 +163,23 @@ class LanguageModel(nn.Module):
     def log_prob(
         self,
         sentences: Sequence[Sequence[str]],  # each a list of words
-        batch_size: int = 256,               # sentences at once, at most: fewer where the vocabulary is large
+        batch_size: int = 256,               # sentences at once, fewer if there are many words
     ) -> list[float]:                        # nats, of all words and the `<eos>` after them
         "Log-probability of sentences, each from a fresh state after `<eos>`; dropout is off."
         checked_size(batch_size, 'batch_size')
         for sentence in sentences: checked_words(sentence)
-        end, order, out = self.vocabulary.ids[EOS], sorted(range(len(sentences)), key=lambda i: -len(sentences[i])), {}
+        end, order, out = (self.vocabulary.ids[EOS],
+                           sorted(range(len(sentences)), key=lambda i: -len(sentences[i])), {})
         with evaluating(self):
-            while order:
-                most = 2**24//(len(self.vocabulary)*(len(sentences[order[0]]) + 1))  # the longest first; logits in memory: 64 MB
+            while order:  # the longest first; logits in memory: 64 MB
+                most = 2**24//(len(self.vocabulary)*(len(sentences[order[0]]) + 1))
                 some, order = order[:(n := max(1, min(batch_size, most)))], order[n:]
-                rows = [torch.tensor([end, *self.vocabulary.encode(sentences[i]), end]) for i in some]
+                rows = [torch.tensor([end, *self.vocabulary.encode(sentences[i]), end])
+                        for i in some]
                 ids = nn.utils.rnn.pad_sequence(rows, padding_value=-1).to(self.bias.device)
                 logits = self.logits(self(ids[:-1].clamp_min(0)).raw)
-                nll = F.cross_entropy(logits.flatten(0, 1), ids[1:].flatten(), ignore_index=-1, reduction='none').view(len(ids) - 1, -1)
+                nll = F.cross_entropy(logits.flatten(0, 1), ids[1:].flatten(), ignore_index=-1,
+                                      reduction='none').view(len(ids) - 1, -1)
                 out.update(zip(some, (-nll.double().sum(0)).tolist()))
         return [out[i] for i in range(len(sentences))]
 
@@ -195,7 +218,8 @@ def save_language_model(
     "Write a model with its words and settings, whole or not at all."
     from safetensors.torch import save
     about = dict(settings=json.dumps(model.settings), words=json.dumps(model.vocabulary.words))
-    return write_atomically(path, save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, about))
+    return write_atomically(
+        path, save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, about))
 
 def load_language_model(
     path: str | Path,   # a file of `save_language_model`
@@ -203,9 +227,14 @@ def load_language_model(
     "Read a model."
     from safetensors import SafetensorError, safe_open
     try:
-        with safe_open(path, 'pt') as f: about, weights = f.metadata() or {}, {k: f.get_tensor(k).clone() for k in f.keys()}  # the file may change
-    except SafetensorError as e: raise ValueError(f'{path} is no safetensors file, or damaged ({e})') from e
-    if not {'settings', 'words'} <= about.keys(): raise ValueError(f'{path} holds tensors, but no language model of this book')
-    with torch.device('meta'): model = LanguageModel(Vocabulary(json.loads(about['words'])), **json.loads(about['settings']))  # no weights are drawn
+        with safe_open(path, 'pt') as f:  # copies, for the file may change
+            about, weights = f.metadata() or {}, {k: f.get_tensor(k).clone() for k in f.keys()}
+    except SafetensorError as e:
+        raise ValueError(f'{path} is no safetensors file, or damaged ({e})') from e
+    if not {'settings', 'words'} <= about.keys():
+        raise ValueError(f'{path} holds tensors, but no language model of this book')
+    with torch.device('meta'):  # no weights are drawn
+        model = LanguageModel(Vocabulary(json.loads(about['words'])),
+                              **json.loads(about['settings']))
     model.load_state_dict(weights, assign=True)  # in their own precision
     return model.eval()

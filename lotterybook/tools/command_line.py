@@ -19,45 +19,60 @@ _codes = '''exit codes:
 def _run_arguments(parser):
     "Options of `lotterybook run`"
     add = parser.add_argument
-    add('pages', nargs='*', help='numbers (110), words (cumax), stems or paths of pages or parts; default: every page')
-    add('--full', action='store_true', help='the full run of experiments, with the values of 9_experiments/full.yaml')
-    add('-j', '--jobs', type=int, metavar='N', help='pages at a time; default: the number of cores, at most 4')
+    add('pages', nargs='*',
+        help='numbers (110), words (cumax), stems or paths of pages or parts; default: every page')
+    add('--full', action='store_true',
+        help='the full run of experiments, with the values of 9_experiments/full.yaml')
+    add('-j', '--jobs', type=int, metavar='N',
+        help='pages at a time; default: the number of cores, at most 4')
     add('-p', '--parameter', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'),
         help='a value for a parameter of the page; may be repeated')
-    add('--out', default='runs', metavar='DIR', help='for executed pages, quick results, report.json; default: runs')
-    add('--cell-timeout', type=int, default=300, metavar='SECONDS', help='for any one cell of a quick run; default: 300')
-    add('--save', action='store_true', help='for authors: write the outputs back into the notebooks')
+    add('--out', default='runs', metavar='DIR',
+        help='for executed pages, quick results, report.json; default: runs')
+    add('--cell-timeout', type=int, default=300, metavar='SECONDS',
+        help='for any one cell of a quick run; default: 300')
+    add('--save', action='store_true',
+        help='for authors: write the outputs back into the notebooks')
 
 # %% ../../nbs/8_tools/890_command_line.ipynb #export-find-arguments
 def _names(text): return [o.strip() for o in text.split(',')]
 
 def _rounds(text):
     try: return [int(o) for o in text.split(',')]
-    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is no list of rounds; write whole numbers and commas: 1,5,15') from None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is no list of rounds; '
+                                         'write whole numbers and commas: 1,5,15') from None
 
 def _find_arguments(parser):
     "Options of `lotterybook find`"
     def add(option, kind, metavar, help): # what is not given keeps the default of the function
-        parser.add_argument(option, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=help)
-    parser.add_argument('--out', required=True, metavar='DIR', help='folder for rows.csv, curve.png and the tickets')
+        parser.add_argument(option, type=kind, metavar=metavar, default=argparse.SUPPRESS,
+                            help=help)
+    parser.add_argument('--out', required=True, metavar='DIR',
+                        help='folder for rows.csv, curve.png and the tickets')
     add('--data',           str,     'NAME', 'digits, mnist or fashion_mnist; default: digits')
     add('--net',            str,     'NAME', 'lenet or batchnorm_mlp; default: lenet')
     add('--rounds',         int,     'N',    'rounds of pruning; default: 15')
     add('--seeds',          int,     'N',    'replicates; default: 5')
     add('--seed',           int,     'N',    'seed of the first replicate; default: 0')
-    add('--rate',           float,   'P',    'fraction of the surviving weights removed each round, in (0, 1); default: 0.2')
-    add('--steps',          int,     'N',    'optimizer steps of one training; default: 1,000 on digits, else 50,000')
-    add('--conditions',     _names,  'LIST', 'comma-separated; default: ticket,reinit,shuffled,random,one_shot; '
+    add('--rate',           float,   'P',    'fraction of the surviving weights removed each '
+                                             'round, in (0, 1); default: 0.2')
+    add('--steps',          int,     'N',    'optimizer steps of one training; '
+                                             'default: 1,000 on digits, else 50,000')
+    add('--conditions',     _names,  'LIST', 'comma-separated; default: '
+                                             'ticket,reinit,shuffled,random,one_shot; '
                                              'there is also magnitude_at_init')
-    add('--control-rounds', _rounds, 'LIST', 'comma-separated rounds at which the controls run; default: all')
+    add('--control-rounds', _rounds, 'LIST', 'comma-separated rounds at which the controls run; '
+                                             'default: all')
     add('--workers',        int,     'N',    'processes, one core each; default: one per core')
     add('--device',         str,     'NAME', 'cpu or cuda; default: cpu')
 
 # %% ../../nbs/8_tools/890_command_line.ipynb #export-other-arguments
 def _fetch_arguments(parser):
     "Arguments of `lotterybook fetch`"
-    parser.add_argument('names', nargs='+', metavar='NAME', help='mnist, fashion_mnist, ptb, wikitext_2, brown, '
-                        'treebank, propositional_logic, syntactic_evaluation')
+    parser.add_argument('names', nargs='+', metavar='NAME',
+                        help='mnist, fashion_mnist, ptb, wikitext_2, brown, treebank, '
+                             'propositional_logic, syntactic_evaluation')
 
 def _readme_arguments(parser):
     "`lotterybook readme` has none"
@@ -74,7 +89,8 @@ _subcommands = dict( # name -> (purpose, arguments, what stands below them)
 
 Stopped, it goes on when run again; finished, it says so and does nothing.'''),
     fetch=('download data sets, or check those that are there', _fetch_arguments,
-           'LOTTERYBOOK_DATA names a folder with data sets that are already there (MNIST/raw/..., ptb/...).'),
+           'LOTTERYBOOK_DATA names a folder with data sets that are already there '
+           '(MNIST/raw/..., ptb/...).'),
     readme=('for authors: write README.md from nbs/index.ipynb', _readme_arguments,
             'Its map of chapters is refreshed from the pages.'))
 
@@ -84,11 +100,13 @@ def parser() -> argparse.ArgumentParser: # of the whole command line
     style = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
     about = 'Ordered neurons and lottery tickets: a book that runs.'
     top   = argparse.ArgumentParser('lotterybook', description=about, epilog=_codes, **style)
-    top.add_argument('--version', action='version', version=f'lotterybook {lotterybook.__version__}')
+    top.add_argument('--version', action='version',
+                     version=f'lotterybook {lotterybook.__version__}')
     commands = top.add_subparsers(dest='command', required=True, metavar='command')
     for name, (purpose, arguments, below) in _subcommands.items():
         sentence = purpose[0].upper() + purpose[1:] + '.'
-        arguments(commands.add_parser(name, help=purpose, description=sentence, epilog=f'{below}\n\n{_codes}', **style))
+        arguments(commands.add_parser(name, help=purpose, description=sentence,
+                                      epilog=f'{below}\n\n{_codes}', **style))
     return top
 
 # %% ../../nbs/8_tools/890_command_line.ipynb #export-dispatch
@@ -104,7 +122,8 @@ def _fetch(names):
     from lotterybook.foundations.data import fetch
     for name in names:
         files = fetch(name)
-        print(f'{name}: ' + (', '.join(map(str, dict.fromkeys(files.values()))) or 'nothing to fetch, it ships with scikit-learn'))
+        print(f'{name}: ' + (', '.join(map(str, dict.fromkeys(files.values()))) or
+                             'nothing to fetch, it ships with scikit-learn'))
 
 def _readme():
     from lotterybook.tools.readme import readme

@@ -27,28 +27,37 @@ def find(
     "Search for winning tickets, and tell what was done and where it lies."
     from lotterybook.foundations.data import fetch
     from lotterybook.foundations.sweeps import RunFailed
-    from lotterybook.tickets.replicates import CONDITIONS, finished_runs, search, search_plan, search_settings
+    from lotterybook.tickets.replicates import (CONDITIONS, finished_runs, search, search_plan,
+                                                search_settings)
     checked_size(seeds, 'seeds')
     workers = os.cpu_count() or 1 if workers is None else checked_size(workers, 'workers')
     settings = search_settings(data, net, rounds, **settings)
     fetch(data)  # missing or damaged files are told here, not by a worker
-    plan = search_plan(rounds, range(seed, seed + seeds), conditions or tuple(CONDITIONS)[:5], control_rounds)
+    plan = search_plan(rounds, range(seed, seed + seeds), conditions or tuple(CONDITIONS)[:5],
+                       control_rounds)
     out = Path(out)
     done = len(finished_runs(out, plan))
     def say():
-        if done < len(plan): print(f'{len(plan)} runs of {settings["steps"]:,} steps, {done} of them done; {workers} at a time.', flush=True)
+        if done < len(plan):
+            print(f'{len(plan)} runs of {settings["steps"]:,} steps, {done} of them done; '
+                  f'{workers} at a time.', flush=True)
     try: rows = search(settings, plan, out, started=say, workers=workers, progress=progress)
     except KeyboardInterrupt:
         _tell(out, settings)
-        print(f'\nStopped with {len(finished_runs(out, plan))} of {len(plan)} runs done and kept in {out}. The same command goes on.')
+        print(f'\nStopped with {len(finished_runs(out, plan))} of {len(plan)} runs done '
+              f'and kept in {out}. The same command goes on.')
         raise
     except RunFailed as e:
         _tell(out, settings)
-        if isinstance(e.__cause__, OSError): raise OSError(str(e)) from e  # a full disk: not the run's fault
+        if isinstance(e.__cause__, OSError): # a full disk: not the run's fault
+            raise OSError(str(e)) from e
         raise
-    if done == len(plan) and _up_to_date(out): print(f'All {done} runs are done already; nothing to do.')
+    if done == len(plan) and _up_to_date(out):
+        print(f'All {done} runs are done already; nothing to do.')
     else: _draw(_tell(out, settings), out)
-    print(f'table    {out/"rows.csv"}\npicture  {out/"curve.png"}\ntickets  {out/"ticket-seed*-round*.safetensors"}')
+    print(f'table    {out/"rows.csv"}\n'
+          f'picture  {out/"curve.png"}\n'
+          f'tickets  {out/"ticket-seed*-round*.safetensors"}')
     return rows
 
 def _tell(out: Path, settings: dict) -> list[dict]:
@@ -59,8 +68,10 @@ def _tell(out: Path, settings: dict) -> list[dict]:
     from lotterybook.foundations.results import provenance, write_rows
     from lotterybook.tickets.replicates import finished_runs, table_row
     runs = finished_runs(out)
-    with flushed_denormals() as flushed: about = dict(settings, seconds=sum(r['seconds'] for r in runs), flushed_denormals=flushed)
-    write_atomically(out/'rows.json', json.dumps(about | provenance(settings['device']), indent=1) + '\n')
+    with flushed_denormals() as flushed:
+        about = dict(settings, seconds=sum(r['seconds'] for r in runs), flushed_denormals=flushed)
+    write_atomically(out/'rows.json',
+                     json.dumps(about | provenance(settings['device']), indent=1) + '\n')
     rows = [table_row(r) for r in runs]
     write_rows(out/'rows.csv', rows)
     return rows
@@ -71,7 +82,8 @@ def _up_to_date(out: Path) -> bool:
     from lotterybook.tickets.replicates import finished_runs, table_row
     table, picture = out/'rows.csv', out/'curve.png'
     if not (table.exists() and picture.exists()): return False
-    return read_rows(table) == [table_row(r) for r in finished_runs(out)] and picture.stat().st_mtime_ns >= table.stat().st_mtime_ns
+    return (read_rows(table) == [table_row(r) for r in finished_runs(out)] and
+            picture.stat().st_mtime_ns >= table.stat().st_mtime_ns)
 
 def _draw(rows: list[dict], out: Path) -> None:
     "The picture of a search."

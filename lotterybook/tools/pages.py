@@ -22,7 +22,8 @@ def book_folder() -> Path: # absolute path
     places  = (package/'nbs', package.parent/'nbs')
     for folder in places:
         if (folder/'index.ipynb').is_file(): return folder
-    raise FileNotFoundError(f'no notebooks in {places[0]} or {places[1]}; reinstall lotterybook, or use a clone')
+    raise FileNotFoundError(f'no notebooks in {places[0]} or {places[1]}; '
+                            'reinstall lotterybook, or use a clone')
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-in-clone
 def in_clone() -> bool: # True in a clone, False in an installed wheel
@@ -30,7 +31,7 @@ def in_clone() -> bool: # True in a clone, False in an installed wheel
     return (book_folder().parent/'settings.ini').is_file()
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-find-pages
-def _handles(stem): return {stem, *stem.split('_', 1)} # '110_cumax' answers to itself, '110' and 'cumax'
+def _handles(stem): return {stem, *stem.split('_', 1)} # of '110_cumax' also '110' and 'cumax'
 
 def find_pages(
     names=(),         # numbers, words, stems or paths of pages or parts; none: every page
@@ -39,7 +40,8 @@ def find_pages(
     "The notebooks that `names` ask for."
     folder = folder or book_folder()
     hidden = lambda page: any(o.startswith(('.', '_')) for o in page.relative_to(folder).parts)
-    pages  = sorted((o for o in folder.rglob('*.ipynb') if not hidden(o)), key=lambda o: (o.stem == 'index', o.name))
+    pages  = sorted((o for o in folder.rglob('*.ipynb') if not hidden(o)),
+                    key=lambda o: (o.stem == 'index', o.name))
     answer = lambda page, name: name in _handles(page.stem) | _handles(page.parent.name)
     wanted = [Path(o).name.removesuffix('.ipynb') for o in names]
     for name in wanted:
@@ -54,7 +56,7 @@ def page_cells(
     "The cells of `page`."
     return json.loads(Path(page).read_text(encoding='utf-8'))['cells']
 
-def _source(cell): return ''.join(cell['source']) # a string or, as most editors write it, a list of lines
+def _source(cell): return ''.join(cell['source']) # a string or, mostly, a list of lines
 
 def parameters(
     page: Path # a notebook
@@ -80,7 +82,8 @@ def _fit(name, value, default):
     if type(default) is int and type(value) is float and value.is_integer(): value = int(value)
     cut = type(default) is int and type(value) is float # 0.5 steps
     if default is None or _kind(value) is _kind(default) and not cut: return value
-    raise ValueError(f'{name} = {value!r}: the page has {name} = {default!r}, and wants the same kind of value')
+    raise ValueError(f'{name} = {value!r}: the page has {name} = {default!r}, '
+                     'and wants the same kind of value')
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-full-runs
 def full_runs(
@@ -103,20 +106,26 @@ def plan(
     pages = find_pages(names or list(fulls) if full else names, folder)
     have  = {page: parameters(page) for page in pages}
     if full and (quick := [o.stem for o in pages if o.stem not in fulls]):
-        raise ValueError(f"no full run of {', '.join(quick)}; full.yaml has {', '.join(fulls) or 'none'}")
+        raise ValueError(f"no full run of {', '.join(quick)}; "
+                         f"full.yaml has {', '.join(fulls) or 'none'}")
     for name in values:
         if not any(name in o for o in have.values()):
-            known = [f"{page.stem} has {', '.join(o) or 'none'}" for page, o in have.items() if o or len(have) == 1]
-            raise ValueError(f"no parameter {name!r}: {'; '.join(known) or 'none of the pages has any'}")
+            known = [f"{page.stem} has {', '.join(o) or 'none'}" for page, o in have.items()
+                     if o or len(have) == 1]
+            raise ValueError(f"no parameter {name!r}: "
+                             f"{'; '.join(known) or 'none of the pages has any'}")
     for page in fulls.keys() & {o.stem for o in pages}:
         if unknown := set(fulls[page]) - set(have[next(o for o in pages if o.stem == page)]):
-            raise ValueError(f"full.yaml sets {', '.join(sorted(unknown))}, which {page} does not have")
+            raise ValueError(f"full.yaml sets {', '.join(sorted(unknown))}, "
+                             f"which {page} does not have")
     asked = lambda page: {**fulls.get(page.stem, {}), **values} # -p has the last word
-    return [(page, {k: _fit(k, v, have[page][k]) for k, v in asked(page).items() if k in have[page]}) for page in pages]
+    return [(page, {k: _fit(k, v, have[page][k])
+                    for k, v in asked(page).items() if k in have[page]}) for page in pages]
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-short-waits
 def _in_short_waits(get, piece=1.):
-    "`get(timeout)` of a channel, as many waits of `piece` seconds as `timeout` has; None: as many as it takes"
+    ("`get(timeout)` of a channel, as many waits of `piece` seconds as `timeout` has; "
+     "None: as many as it takes")
     from queue import Empty
     async def patient(timeout=None):
         end = None if timeout is None else time.monotonic() + timeout
@@ -143,7 +152,7 @@ def _kernel(folder, environment, running):
         clients.append(new_client(**kw))
         clients[-1].shell_channel.get_msg = _in_short_waits(clients[-1].shell_channel.get_msg)
         return clients[-1]
-    kernel.client = client # papermill leaves the connection to a kernel it did not start open; we close it below
+    kernel.client = client # papermill does not close the connection of a given kernel; we do below
     try:
         no_history = ['--HistoryManager.hist_file=:memory:']
         run_sync(kernel.start_kernel)(cwd=str(folder), env=environment, extra_arguments=no_history)
@@ -161,9 +170,11 @@ _threads = [f'{o}_NUM_THREADS' for o in ('OMP', 'MKL', 'OPENBLAS', 'NUMEXPR', 'N
 def quiet_environment(
     results: Path=None # where pages write results; None: beside the page
 ) -> dict:             # environment variables
-    "The environment of a page run by a machine: one thread, no progress bars, pictures in the page."
-    mine = dict(MPLBACKEND='module://matplotlib_inline.backend_inline', TQDM_DISABLE='1', JUPYTER_PREFER_ENV_PATH='1',
-                PYDEVD_DISABLE_FILE_VALIDATION='1', **{o: '1' for o in _threads})
+    ("The environment of a page run by a machine: "
+     "one thread, no progress bars, pictures in the page.")
+    mine = dict(MPLBACKEND='module://matplotlib_inline.backend_inline', TQDM_DISABLE='1',
+                JUPYTER_PREFER_ENV_PATH='1', PYDEVD_DISABLE_FILE_VALIDATION='1',
+                **{o: '1' for o in _threads})
     if results is not None: mine['LOTTERYBOOK_RESULTS'] = str(results)
     return {**os.environ, **mine}
 
@@ -173,16 +184,19 @@ _colours = re.compile(r'\x1b\[[0-9;]*m')
 def source_fingerprint(
     *files: Path # notebooks or modules
 ) -> str:        # 16 hexadecimal digits
-    "A short name for what `files` say: the sources of a notebook's cells (not its outputs), the text of a module."
+    ("A short name for what `files` say: "
+     "the sources of a notebook's cells (not its outputs), the text of a module.")
     def says(file):
         if file.suffix != '.ipynb': return file.read_text(encoding='utf-8')
-        return [(o['cell_type'], _source(o), o['metadata'].get('tags', [])) for o in page_cells(file)]
+        return [(o['cell_type'], _source(o), o['metadata'].get('tags', []))
+                for o in page_cells(file)]
     return sha256(json.dumps([(o.name, says(o)) for o in files]).encode()).hexdigest()[:16]
 
 def _last_started(copy):
     "Number of the last cell that was started in `copy`"
     if not copy.exists(): return None
-    return max((i for i, o in enumerate(page_cells(copy)) if o['metadata'].get('papermill', {}).get('start_time')), default=None)
+    return max((i for i, o in enumerate(page_cells(copy))
+                if o['metadata'].get('papermill', {}).get('start_time')), default=None)
 
 def run_page(
     page: Path,             # a notebook
@@ -191,20 +205,22 @@ def run_page(
     environment=None,       # of its kernel; default: `quiet_environment()`
     cell_timeout: int=None, # seconds for any one cell; None: no limit
     running=None,           # list that holds the kernel while it runs
-) -> dict:                  # page, ok, seconds, parameters, source; after a failure also cell, error, code, traceback
+) -> dict: # page, ok, seconds, parameters, source; after failure also cell, error, code, traceback
     "Run `page` from top to bottom in a kernel of its own, and say how it went."
     from papermill import PapermillExecutionError, execute_notebook
-    logging.getLogger('papermill').setLevel(logging.CRITICAL) # what it would log is in what we return
+    logging.getLogger('papermill').setLevel(logging.CRITICAL) # what it logs is in what we return
     start, failure = time.time(), {}
     copy.parent.mkdir(parents=True, exist_ok=True); copy.unlink(missing_ok=True)
     try:
-        with _kernel(page.parent, environment or quiet_environment(), [] if running is None else running) as kernel:
-            execute_notebook(page, copy, values, km=kernel, kernel_name='python3', language='python',
-                             progress_bar=False, execution_timeout=cell_timeout)
+        with _kernel(page.parent, environment or quiet_environment(),
+                     [] if running is None else running) as kernel:
+            execute_notebook(page, copy, values, km=kernel, kernel_name='python3',
+                             language='python', progress_bar=False,
+                             execution_timeout=cell_timeout)
     except PapermillExecutionError as e:
         failure = dict(cell=e.cell_index, error=f'{e.ename}: {e.evalue}', code=e.source,
                        traceback=_colours.sub('', '\n'.join(e.traceback)))
-    except Exception as e: # a cell that took too long, a kernel that died or never started, no notebook
+    except Exception as e: # a cell too slow, a kernel that died or never started, no notebook
         failure = dict(cell=_last_started(copy), error=f'{type(e).__name__}: {e}'.strip())
         if failure['cell'] is not None: failure['code'] = _source(page_cells(copy)[failure['cell']])
     return dict(page=page.stem, ok=not failure, seconds=round(time.time() - start, 1),
@@ -235,7 +251,8 @@ def side_by_side(
 def library_fingerprint() -> str: # 16 hexadecimal digits
     "A short name for the library's modules as they are now."
     package = Path(lotterybook.__file__).resolve().parent
-    return source_fingerprint(*sorted(o for o in package.rglob('*.py') if 'nbs' not in o.relative_to(package).parts))
+    return source_fingerprint(*sorted(o for o in package.rglob('*.py')
+                                      if 'nbs' not in o.relative_to(package).parts))
 
 def _write_report(file, outcomes):
     pages = sorted(outcomes, key=lambda o: o['page'])
@@ -249,7 +266,9 @@ def _near(path):
 
 def _tell_failures(outcomes):
     for o in outcomes:
-        if not o['ok']: print(f"\n--- {o['page']}, cell {o['cell']}", o.get('code', ''), '', o.get('traceback', o['error']), sep='\n')
+        if not o['ok']:
+            print(f"\n--- {o['page']}, cell {o['cell']}", o.get('code', ''), '',
+                  o.get('traceback', o['error']), sep='\n')
 
 def _tell_places(pages, results, names, since):
     "Where the executed pages are, and what the run pages left among the results"
@@ -268,7 +287,8 @@ def save_outputs(
     from fastcore.nbio import write_nb
     from nbdev.clean import clean_nb
     drawn = lambda o: 'application/vnd.jupyter.widget-view+json' not in o.get('data', {})
-    outputs = {o['id']: [out for out in o['outputs'] if drawn(out)] for o in page_cells(copy) if o['cell_type'] == 'code'}
+    outputs = {o['id']: [out for out in o['outputs'] if drawn(out)]
+               for o in page_cells(copy) if o['cell_type'] == 'code'}
     notebook = json.loads(page.read_text(encoding='utf-8'))
     for cell in notebook['cells']:
         if cell['cell_type'] == 'code': cell['outputs'] = outputs[cell['id']]
@@ -280,17 +300,24 @@ def save_outputs(
 def _check_run(jobs, full, values, save):
     "What must hold before anything is run"
     if missing := [o for o in ('papermill', 'nbclient', 'ipykernel', 'yaml') if not find_spec(o)]:
-        raise ValueError(f"running pages needs {', '.join(missing)}: pip install 'lotterybook[notebooks]'")
-    if jobs is not None and jobs < 1: raise ValueError(f'-j {jobs}: at least one page must run at a time')
-    if save and (full or values): raise ValueError('--save keeps the quick run that a reader sees: leave out --full and -p')
-    if save and not in_clone(): raise ValueError(f'--save changes notebooks, and {book_folder()} is an installed book: use a clone')
+        raise ValueError(f"running pages needs {', '.join(missing)}: "
+                         "pip install 'lotterybook[notebooks]'")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f'-j {jobs}: at least one page must run at a time')
+    if save and (full or values):
+        raise ValueError('--save keeps the quick run that a reader sees: '
+                         'leave out --full and -p')
+    if save and not in_clone():
+        raise ValueError(f'--save changes notebooks, and {book_folder()} is an installed book: '
+                         'use a clone')
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-run
 def _line(outcome, count, total):
     "What is printed when a page ends"
     ending = '' if outcome['ok'] else f"  cell {outcome['cell']}: {outcome['error'][:300]}"
     how    = 'ok    ' if outcome['ok'] else 'FAILED'
-    return f"[{count:{len(str(total))}}/{total}] {how} {outcome['seconds']:6.1f} s  {outcome['page']}{ending}"
+    return (f"[{count:{len(str(total))}}/{total}] {how} {outcome['seconds']:6.1f} s  "
+            f"{outcome['page']}{ending}")
 
 def _results_folder(full, out):
     "Where pages shall write results; None: beside the page"
@@ -309,12 +336,15 @@ def run(
 ) -> int:                  # exit code: 0 all ran, 1 a page failed, 130 stopped by Ctrl-C
     "Run pages with papermill, print a line for each, and say where everything is."
     _check_run(jobs, full, values, save)
-    todo, out, folder = plan(names, values, full, folder), Path(out).resolve(), folder or book_folder()
-    results, jobs, since = _results_folder(full, out), jobs or min(os.cpu_count() or 1, 4), time.time()
+    todo, out, folder = (plan(names, values, full, folder), Path(out).resolve(),
+                         folder or book_folder())
+    results, jobs, since = (_results_folder(full, out), jobs or min(os.cpu_count() or 1, 4),
+                            time.time())
     def one(page, values, running):
         "The outcome of a page, run as a copy."
         copy    = out/'pages'/page.relative_to(folder)
-        outcome = run_page(page, copy, values, quiet_environment(results), None if full else cell_timeout, running)
+        outcome = run_page(page, copy, values, quiet_environment(results),
+                           None if full else cell_timeout, running)
         if save and outcome['ok']: save_outputs(page, copy)
         return outcome
     out.mkdir(parents=True, exist_ok=True)
@@ -329,7 +359,8 @@ def run(
     good = sum(o['ok'] for o in done)
     print(f'\n{good} of {len(todo)} pages ran in {time.time() - since:.0f} s, {jobs} at a time')
     print(f"report          {_near(out/'report.json')}")
-    _tell_places(out/'pages', results or folder/'9_experiments'/'results', [page.stem for page, _ in todo], since)
+    _tell_places(out/'pages', results or folder/'9_experiments'/'results',
+                 [page.stem for page, _ in todo], since)
     if left := [page.stem for page, _ in todo if page.stem not in {o['page'] for o in done}]:
         print('stopped; to run what is left: lotterybook run ' + ' '.join(left))
         return 130

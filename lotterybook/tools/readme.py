@@ -18,7 +18,8 @@ def move_links(
     folder: str = 'nbs',  # the folder's name, seen from where the text goes
 ) -> str:                 # Markdown, its links relative to the folder above
     "`text` as it must read one folder up."
-    up = lambda target: target.removeprefix('../') if target.startswith('../') else f'{folder}/{target}'
+    up = lambda target: (target.removeprefix('../') if target.startswith('../') else
+                         f'{folder}/{target}')
     return _link.sub(lambda o: o[1] + up(o[2]), text)
 
 # %% ../../nbs/8_tools/810_readme.ipynb #export-chapters
@@ -28,7 +29,8 @@ def title(
     "What the first cell of `page` says it is."
     text = ''.join(page_cells(page)[0]['source'])
     head, line = re.search(r'^# +(.+)$', text, re.M), re.search(r'^> *(.+)$', text, re.M)
-    if not (head and line): raise ValueError(f'{page.name}: its first cell must read "# title" and "> one line"')
+    if not (head and line):
+        raise ValueError(f'{page.name}: its first cell must read "# title" and "> one line"')
     return head[1].strip(), line[1].strip()
 
 def chapters(
@@ -43,7 +45,8 @@ def chapters(
             number, name = part.name.split('_', 1)
             lines += ['', f"**{number} {name.replace('_', ' ')}**", '']
         head, line = title(page)
-        lines.append(f"- [{page.stem.split('_')[0]} {head}]({page.relative_to(folder).as_posix()}): {line}")
+        lines.append(f"- [{page.stem.split('_')[0]} {head}]"
+                     f"({page.relative_to(folder).as_posix()}): {line}")
     return '\n'.join(lines).strip()
 
 # %% ../../nbs/8_tools/810_readme.ipynb #export-render
@@ -62,7 +65,8 @@ def render(
     blocks = []
     for cell in page_cells(index):
         source = ''.join(cell['source'])
-        if cell['cell_type'] == 'markdown': blocks.append(move_links(source.strip(), index.parent.name))
+        if cell['cell_type'] == 'markdown':
+            blocks.append(move_links(source.strip(), index.parent.name))
         elif not re.search(r'^#\| *hide', source, re.M):
             blocks.append(_block(re.sub(r'^#\|.*\n?', '', source, flags=re.M), 'python'))
             if printed := _printed(cell): blocks.append(_block(printed, 'text'))
@@ -79,14 +83,16 @@ def update_map(
     new = '## The chapters\n\n' + chapters(index.parent)
     if ''.join(cell['source']) == new: return False
     cell['source'] = new.splitlines(keepends=True)
-    index.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf-8')
+    index.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + '\n',
+                     encoding='utf-8')
     return True
 
 def readme(
     folder: Path=None # default: `book_folder()`
 ) -> Path:            # README.md, written
     "Write README.md from `index.ipynb`, its map of chapters refreshed."
-    if not (folder or in_clone()): raise ValueError(f'README.md belongs to a clone, and {book_folder()} is an installed book')
+    if not (folder or in_clone()):
+        raise ValueError(f'README.md belongs to a clone, and {book_folder()} is an installed book')
     index = (folder or book_folder())/'index.ipynb'
     update_map(index)
     target = index.parent.parent/'README.md'
