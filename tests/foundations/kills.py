@@ -1,4 +1,4 @@
-"What several tests here need: a kill at any moment of a step, and equality of all that a run holds."
+"What several tests here need: a kill at any moment of a step, equality of all that a run holds."
 import pytest, torch
 from lotterybook.foundations.running import Hook
 
@@ -19,7 +19,7 @@ def same(a, b):
     return a == b
 
 def killed_and_resumed(make, do, file, kills):
-    "The state in which `do(run, file, hooks)` ends, after kills that each were followed by a new run."
+    "The state in which `do(run, file, hooks)` ends, after kills, each followed by a new run."
     def fresh():
         run = make()
         if file.exists():  # whatever is not read from it will be noticed

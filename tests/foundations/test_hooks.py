@@ -24,14 +24,16 @@ class Sees(Hook):
     def __init__(self, what): self.what = what
     def before_step(self, run): run.rows.append(self.what(run))
 
+def rates(run): return [group['lr'] for group in run.optimizer.param_groups]
+
 # --- LearningRate
 
 def test_rate_of_each_step():
     "The step's own rate, counted from 0, before the step is taken; also where a run goes on."
-    hooks = [LearningRate(lambda run: .1/(1 + run.step)), Sees(lambda run: run.optimizer.param_groups[0]['lr'])]
+    hooks = [LearningRate(lambda run: .1/(1 + run.step)), Sees(rates)]
     run = advance(linear_run(), total, ones, 2, hooks)
     advance(run, total, ones, 4, hooks)
-    assert run.rows == [.1, .1/2, .1/3, .1/4]
+    assert run.rows == [[.1], [.1/2], [.1/3], [.1/4]]
     one = advance(linear_run(momentum=0.), total, ones, 1, [LearningRate(lambda run: .5)])
     assert one.net.bias == -.5
 
@@ -40,15 +42,14 @@ def test_rate_of_all_groups():
     net = nn.Linear(3, 1)
     groups = [dict(params=[net.weight], lr=.1), dict(params=[net.bias], lr=.2)]
     run = Run(net, torch.optim.SGD(groups))
-    rates = Sees(lambda run: [group['lr'] for group in run.optimizer.param_groups])
-    advance(run, total, ones, 2, [LearningRate(lambda run: run.step + .5), rates])
+    advance(run, total, ones, 2, [LearningRate(lambda run: run.step + .5), Sees(rates)])
     assert run.rows == [[.5, .5], [1.5, 1.5]]
 
 def test_rate_by_batch():
     "It is given the run, so a rate may depend on the batch."
     def batches(start, end): return (torch.ones(step + 1, 3) for step in range(start, end))
-    hooks = [LearningRate(lambda run: len(run.batch)/10), Sees(lambda run: run.optimizer.param_groups[0]['lr'])]
-    assert advance(linear_run(), total, batches, 3, hooks).rows == [.1, .2, .3]
+    hooks = [LearningRate(lambda run: len(run.batch)/10), Sees(rates)]
+    assert advance(linear_run(), total, batches, 3, hooks).rows == [[.1], [.2], [.3]]
 
 # --- ClipGradient
 
@@ -56,7 +57,7 @@ def lengths(run): return sum(p.grad.square().sum() for p in run.net.parameters()
 
 @pytest.mark.parametrize('length, want', [(1., 1.), (2., 2.), (3., 2.), (math.inf, 2.)])
 def test_clipping(length, want):
-    "No longer than `length`, all gradients together; a shorter one stays. By hand: (1, 1, 1) and 1 have length 2."
+    "No longer than `length`, all together; a shorter one stays. By hand: (1, 1, 1, 1) is 2 long."
     run = advance(linear_run(), total, ones, 1, [ClipGradient(length), Sees(lengths)])
     assert math.isclose(run.rows[0], want, rel_tol=1e-5)
 
@@ -80,7 +81,9 @@ bad = [1.]*7 + [math.nan, 1., math.inf] + [1.]*10  # steps 7 and 9
 def test_the_first_bad_step(every, at):
     "Named, counted from 0, with its loss; seen at the next look, and not at all where none comes."
     run = linear_run()
-    if at is None: assert advance(run, *losses_like(*bad), 20, [FiniteLoss(every)]).step == 20; return
+    if at is None:
+        assert advance(run, *losses_like(*bad), 20, [FiniteLoss(every)]).step == 20
+        return
     with pytest.raises(FloatingPointError, match='the loss of step 7 is nan: training stopped'):
         advance(run, *losses_like(*bad), 20, [FiniteLoss(every)])
     assert run.step == at
@@ -100,8 +103,8 @@ def test_a_replicate_that_is_not_finite():
 def test_the_right_step_after_a_kill(tmp_path):
     "A run that was killed and resumed, or begun late, names the same step."
     def do(run, more=()):
-        return advance_kept(run, *losses_like(*bad), 20, [FiniteLoss(10), *more], file=tmp_path/'run',
-                            settings={}, every=4)
+        return advance_kept(run, *losses_like(*bad), 20, [FiniteLoss(10), *more],
+                            file=tmp_path/'run', settings={}, every=4)
     with pytest.raises(KeyboardInterrupt): do(linear_run(), [Kill(6)])
     for _ in range(2):  # the error, too, can be met again
         with pytest.raises(FloatingPointError, match='step 7 is nan'): do(linear_run())

@@ -5,7 +5,8 @@ from lotterybook.foundations.progress import progress_bar
 
 @pytest.fixture(autouse=True)
 def watched(monkeypatch):
-    monkeypatch.delenv('TQDM_DISABLE', raising=False)  # conftest.py sets it, and tqdm read it: hence `disable`
+    "conftest.py sets TQDM_DISABLE; tqdm has read it by then, hence `disable=False` below."
+    monkeypatch.delenv('TQDM_DISABLE', raising=False)
 
 def test_a_bar():
     "Of tqdm, with its options; closed at the end."

@@ -56,7 +56,8 @@ def test_order_by_a_second_route():
     assert [rows.tolist() for rows in batch_order(10, 3, 5, 0, 9)] != want
 
 @pytest.mark.parametrize('n, size, told', [
-    (10, 0, 'batch_size=0'), (10, 2.5, 'batch_size=2.5'), (10, 11, 'a batch of 11 needs as many examples; there are 10')])
+    (10, 0, 'batch_size=0'), (10, 2.5, 'batch_size=2.5'),
+    (10, 11, 'a batch of 11 needs as many examples; there are 10')])
 def test_wrong_batches(n, size, told):
     "Refused when the first is asked for."
     with pytest.raises(ValueError, match=told): next(batch_order(n, size, 0, 0, 1))
@@ -114,7 +115,7 @@ def test_early_stop():
     losses  = [row['validation_loss'] for row in outcome['history']]
     assert outcome['stop_step'] == 10*(losses.index(min(losses)) + 1)
     assert outcome['stop_loss'] == min(losses)
-    assert outcome['stop_step'] < 80 and outcome['end_accuracy'] < .5, 'the next lines would show nothing'
+    assert outcome['stop_step'] < 80 and outcome['end_accuracy'] < .5, 'nothing would be shown'
     short = lenet_of()
     train(short, digits, steps=outcome['stop_step'], **wrecked)
     loss, accuracy = evaluate(short, digits.x_test, digits.y_test)
@@ -164,8 +165,8 @@ def test_judged_by_cross_entropy():
 
 def test_seeds():
     "Decide on the order of examples and on dropout."
-    a, b, c = (train(fresh(), digits, steps=20, eval_every=20, seed=seed)['stop_loss'] for seed in (0, 0, 1))
-    assert a == b != c
+    def loss(seed): return train(fresh(), digits, steps=20, eval_every=20, seed=seed)['stop_loss']
+    assert loss(0) == loss(0) != loss(1)
 
 # --- killed and started again
 
@@ -191,49 +192,55 @@ def file(stopped, tmp_path):
     return tmp_path/'run'
 
 def test_killed_and_resumed(whole, file):
-    "Weights, buffers, outcome and history are the same bits; a finished run only tells its outcome."
+    "Weights, buffers, outcome, history: the same bits; a finished run only tells its outcome."
     assert torch.load(file)['run']['step'] == 60
     torch.rand(3)  # the global generator has moved on meanwhile
     net, (want, outcome) = fresh(), whole
+    def go(net, loss): return train(net, digits, **settings, loss=loss, checkpoint=file)
     steps = Calls(-1, kill)
-    assert without_seconds(train(net, digits, **settings, loss=steps, checkpoint=file)) == outcome
+    assert without_seconds(go(net, steps)) == outcome
     assert steps.n == 60 and same(weights(net), weights(want)) and len(outcome['history']) == 12
-    never = Calls(0, kill)
-    assert without_seconds(train(fresh(), digits, **settings, loss=never, checkpoint=file)) == outcome
+    assert without_seconds(go(fresh(), Calls(0, kill))) == outcome
 
 @pytest.mark.parametrize('change, told', [
     (dict(seed=6), 'seed was 5, is 6.'), (dict(steps=150), 'steps was 120, is 150.'),
-    (dict(batch_size=59), 'batch_size was 60, is 59.'), (dict(eval_every=12), 'eval_every was 10, is 12.'),
+    (dict(batch_size=59), 'batch_size was 60, is 59.'),
+    (dict(eval_every=12), 'eval_every was 10, is 12.'),
     (dict(lr=.1), 'lr was 0.0012, is 0.1.'), (dict(lr=lambda step: 1.2e-3), 'rates was 0, is '),
-    (dict(optimizer=partial(FusedAdam, betas=(.8, .999))), 'betas was [0.9, 0.999], is [0.8, 0.999].'),
+    (dict(optimizer=partial(FusedAdam, betas=(.8, .9))), 'betas was [0.9, 0.999], is [0.8, 0.9].'),
     (dict(optimizer=torch.optim.Adam), "optimizer was 'FusedAdam', is 'Adam'"),
-    (dict(net=fresh(1)), 'weights was '), (dict(masks={'layer1.weight': torch.rand(200, 64) < .5}), 'weights was '),
-    (dict(data=digits._replace(x_train=1 - digits.x_train)), 'inputs was '),
-    (dict(data=digits._replace(y_train=9 - digits.y_train)), 'labels was ')])
+    (dict(net=fresh(1)), 'weights was '),
+    (dict(masks={'layer1.weight': torch.rand(200, 64) < .5}), 'masks was 0, is '),
+    (dict(data=digits._replace(x_train=1 - digits.x_train)), 'data was '),
+    (dict(data=digits._replace(y_train=9 - digits.y_train)), 'data was ')])
 def test_another_run(change, told, file):
     "Refused by what differs; nothing is trained, the file stays."
     before, never = file.read_bytes(), Calls(0, kill)
     with pytest.raises(ValueError) as e:
         train(**dict(net=fresh(), data=digits, **settings, loss=never, checkpoint=file) | change)
-    assert f'{file} is of another run: {told}' in str(e.value) and file.read_bytes() == before
+    assert f'{file} is of another run: ' in str(e.value) and told in str(e.value)
+    assert file.read_bytes() == before
 
 def test_other_masks(tmp_path):
     "Refused also where the network has the same weights, zero under both masks."
     def go(share):
         net = lenet_of()
         with torch.no_grad(): net.layer2.weight.zero_()
-        mask = torch.rand(100, 300, generator=rng(0)) < share
-        train(net, digits, {'layer2.weight': mask}, steps=4, eval_every=2, checkpoint=tmp_path/'run')
+        masks = {'layer2.weight': torch.rand(100, 300, generator=rng(0)) < share}
+        train(net, digits, masks, steps=4, eval_every=2, checkpoint=tmp_path/'run')
     go(.5); go(.5)
     with pytest.raises(ValueError, match='another run: masks was'): go(.4)
 
 def test_a_rate_that_differs_in_one_step(tmp_path):
     "A function of the step is compared by all its values, not by its name."
     def go(rate, **more):
-        return train(lenet_of(), digits, steps=8, eval_every=4, lr=rate, checkpoint=tmp_path/'run', **more)
-    with pytest.raises(KeyboardInterrupt): go(lambda step: .1/(1 + step), loss=Calls(7, kill), save_every=4)
-    with pytest.raises(ValueError, match='another run: rates was'): go(lambda step: .1/(1 + step)*(step != 7))
-    with pytest.raises(ValueError, match='another run: lr was 0.1, is 0.2; rates was'): go(lambda step: .2/(1 + step))
+        return train(lenet_of(), digits, steps=8, eval_every=4, lr=rate,
+                     checkpoint=tmp_path/'run', save_every=4, **more)
+    with pytest.raises(KeyboardInterrupt): go(lambda step: .1/(1 + step), loss=Calls(7, kill))
+    with pytest.raises(ValueError, match='another run: rates was'):
+        go(lambda step: .1/(1 + step)*(step != 7))
+    with pytest.raises(ValueError, match='another run: lr was 0.1, is 0.2; rates was'):
+        go(lambda step: .2/(1 + step))
     def same_rate(step): return .1/(step + 1)
     assert go(same_rate)['history'][-1]['step'] == 8
 
@@ -277,7 +284,9 @@ def test_rate_function():
 def test_the_bar(monkeypatch, tmp_path):
     "Counts every step, also those of a run that goes on, and is silent where TQDM_DISABLE is set."
     bars = []
-    def noted(**options): bars.append(tqdm(file=StringIO(), disable=False, **options)); return bars[-1]
+    def noted(**options):
+        bars.append(tqdm(file=StringIO(), disable=False, **options))
+        return bars[-1]
     monkeypatch.setattr('tqdm.auto.tqdm', noted)
     def go(**more): train(fresh(), digits, steps=9, eval_every=3, checkpoint=tmp_path/'run', **more)
     monkeypatch.setenv('TQDM_DISABLE', '1'); go(progress=True)
@@ -288,14 +297,15 @@ def test_the_bar(monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt): go(progress=True, loss=Calls(7, kill), save_every=3)
     go(progress=True)
     assert [(bar.n, bar.total) for bar in bars] == [(6, 9), (9, 9)]
-    run = advance(fresh_run(), classification(), example_batches(digits.x_train, digits.y_train, 60, 5), 4)
+    run = fresh_run()
+    train_run(run, digits, steps=4)
     train_run(run, digits, steps=9, eval_every=3, progress=True)
     assert (bars[2].initial, bars[2].n) == (4, 9)
 
 # --- train_run
 
 def test_a_run_that_was_advanced():
-    "It is trained for the steps that are left, to the bits of a whole training; its rows are those since."
+    "It is trained for the steps that are left, to the same bits; its rows are those since."
     whole, late = fresh_run(), fresh_run()
     want = train_run(whole, digits, steps=60, eval_every=20)
     with flushed_denormals():
@@ -337,7 +347,8 @@ def test_rate_of_the_optimizer():
 def test_a_file_needs_settings(tmp_path):
     "Refused without, and nothing is trained; an empty dictionary is one."
     run = fresh_run()
-    with pytest.raises(ValueError, match='file needs settings'): train_run(run, digits, steps=4, file=tmp_path/'run')
+    with pytest.raises(ValueError, match='file needs settings'):
+        train_run(run, digits, steps=4, file=tmp_path/'run')
     assert run.step == 0 and not (tmp_path/'run').exists()
     train_run(run, digits, steps=4, file=tmp_path/'run', settings={})
     with pytest.raises(ValueError, match='another run: lr was not given, is 0.1'):
@@ -346,7 +357,8 @@ def test_a_file_needs_settings(tmp_path):
 def test_killed_inside_train_run(tmp_path):
     "A run of its own, its file written every so often: the same outcome."
     def go(**more):
-        return train_run(fresh_run(), digits, steps=20, eval_every=4, file=tmp_path/'run', settings={}, save_every=6, **more)
+        return train_run(fresh_run(), digits, steps=20, eval_every=4, file=tmp_path/'run',
+                         settings={}, save_every=6, **more)
     with pytest.raises(KeyboardInterrupt): go(hooks=[Kill(15)])
     assert torch.load(tmp_path/'run')['run']['step'] == 12
     assert go() == train_run(fresh_run(), digits, steps=20, eval_every=4)
@@ -356,7 +368,7 @@ def test_nothing_left():
     run = fresh_run()
     run.step = 5
     for steps in (5, 4):
-        with pytest.raises(ValueError, match=f'steps={steps}, and 5 are taken: nothing is left to train'):
+        with pytest.raises(ValueError, match=f'steps={steps}, and 5 are taken: nothing is left'):
             train_run(run, digits, steps=steps)
     assert run.step == 5 and not run.rows
 
@@ -374,8 +386,9 @@ def test_wrong_sizes(wrong):
 
 def test_a_loss_that_is_not_finite():
     "Names its step, counted from 0."
+    explode = Calls(12, lambda value: value*math.inf)
     with pytest.raises(FloatingPointError, match='the loss of step 12 is inf'):
-        train(fresh(), digits, steps=50, eval_every=10, loss=Calls(12, lambda value: value*math.inf))
+        train(fresh(), digits, steps=50, eval_every=10, loss=explode)
 
 def test_a_validation_loss_that_is_not_finite():
     "Broken by the last step before validation, when no loss of a batch has told."
@@ -393,8 +406,9 @@ def validated(losses, steps=10, **options):
     nn.init.zeros_(net.bias)
     def measure(net): return dict(validation_loss=next(losses), taken=net.bias.item())
     def batches(start, end): return (None for _ in range(start, end))
+    def objective(net, _): return -net.bias.sum()
     run = Run(net, torch.optim.SGD(net.parameters(), 1.))
-    return advance(run, lambda net, _: -net.bias.sum(), batches, steps, [Validate(measure, **options)])
+    return advance(run, objective, batches, steps, [Validate(measure, **options)])
 
 @pytest.mark.parametrize('every, end, steps', [
     (3, None, [3, 6, 9]), (3, 10, [3, 6, 9, 10]), (5, 10, [5, 10]), (20, 10, [10]), (20, None, [])])
@@ -419,13 +433,6 @@ def test_patience(patience, looks, every):
     run = validated(losses, 10*every, every=every, patience=patience)
     assert run.step == looks*every and run.stopped == (looks < 10)
 
-def test_patience_of_replicates():
-    "A stack goes on while one of it improves; each keeps its own best step."
-    a, b = [5., 4., 6., 6., 6., 6., 6.], [5., 5., 4., 3., 3., 3., 3.]
-    run  = validated([list(o) for o in zip(a, b)], every=1, patience=2)
-    best = run.extra['best']
-    assert run.step == 6 and best['step'].tolist() == [2, 4] and best['loss'].tolist() == [4., 3.]
-
 def test_how_it_measures():
     "In evaluation mode, without gradients; afterwards as before."
     def measure(net):
@@ -436,10 +443,11 @@ def test_how_it_measures():
     advance(run, classification(), batches, 2, [Validate(measure, 1)])
     assert run.net.training and torch.is_grad_enabled()
 
-@pytest.mark.parametrize('loss', [math.nan, math.inf, [1., math.nan]])
+@pytest.mark.parametrize('loss', [math.nan, math.inf])
 def test_validation_that_is_not_finite(loss):
     "An error that names the step; no row is kept of it."
-    with pytest.raises(FloatingPointError, match='after 4 steps: training stopped'): validated([1., loss], every=2)
+    with pytest.raises(FloatingPointError, match=f'loss is {loss} after 4 steps: training stopped'):
+        validated([1., loss], every=2)
 
 def test_what_validation_measures():
     "Loss and accuracy on the validation examples."
