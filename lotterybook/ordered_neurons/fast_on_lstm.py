@@ -84,8 +84,7 @@ def _softmax(p, live_top):
 
 @compiled
 def _gates(p, falls, G):
-    ("Running sums of a softmax, or 1 less them, repeated for each cell; "
-     "returns their mean over levels.")
+    "Running sums of a softmax, or 1 minus them, for each cell; returns their mean over levels."
     one, sum_, mean = p.dtype.type(1), p.dtype.type(0), p.dtype.type(0)
     chunk = G.size//p.size
     for n in range(p.size):
@@ -131,8 +130,7 @@ def _softmax_backward(p, dG, extra, sign, dz):
 
 @compiled
 def _backward_rows(gates, old, d_output, d_far, d_near, dh, dc, d_gates, first, count):
-    ("One step back for `count` rows: `d_gates` is filled, `dc` is moved; "
-     "`dh` comes from the next step's product.")
+    "One step back for `count` rows: fills `d_gates`, moves `dc`; `dh` is the next step's product."
     D, one = dc.shape[1], dc.dtype.type(1)
     N = (gates.shape[1] - 4*D)//2
     F, I, dF, dI, tanh_c, d = np.empty((6, D), dc.dtype)
@@ -338,8 +336,7 @@ def numba_loop(
     live_top: bool = False,            # as in `master_gates`
     reverse: bool = False,             # from the last step to the first
 ) -> LayerRun:                         # as `recurrence.loop`
-    ("An ON-LSTM over a batch of sequences, compiled for processors; gradients once, not twice. "
-     "Shen et al. (2019), §4.")
+    "An ON-LSTM over sequences, for processors; gradients once. Shen et al. (2019), §4."
     check_columns(projected.shape[1], h.shape[1], levels)
     return LayerRun(*torch.ops.lotterybook.on_lstm(
         projected, weight_hh, h, c, batch_sizes, live_top, reverse)[:5])

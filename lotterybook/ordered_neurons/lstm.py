@@ -75,8 +75,7 @@ def lstm_layer(
     weights: LSTMWeights,                       # of the layer
     state: tuple[Tensor, Tensor] | None = None, # h and c, both `(batch, hidden)`; `None`: zeros
 ) -> tuple[Tensor, Tensor]:                     # all outputs and cells, both `(seq, batch, hidden)`
-    ("One layer, one step after the other: the slow version. "
-     "Hochreiter & Schmidhuber (1997), Gers et al. (2000).")
+    "One layer, step by step: slow. Hochreiter & Schmidhuber (1997), Gers et al. (2000)."
     inputs, D = weights.W.shape[1], weights.U.shape[1]
     _check_input(x, state, inputs, D)
     h, c = x.new_zeros(2, x.shape[1], D) if state is None else state
@@ -106,8 +105,7 @@ def lstm_distances(
     x: Tensor,                  # `(seq, batch, input)`, or `(batch, seq, input)` if `batch_first`
     state: tuple[Tensor, Tensor] | None = None, # h and c, `(layers, batch, hidden)`; `None`: zeros
 ) -> tuple[Tensor, Tensor]:     # 1 - mean f, mean i: both `(layers, seq, batch)`, in (0, 1)
-    ("What each layer forgets and takes in at each step: the control for ON-LSTM's distances. "
-     "Dyer et al. (2019).")
+    "What each layer forgets and takes in: the control for ON-LSTM's distances. Dyer et al. (2019)."
     _check_supported(lstm, x, state)
     if lstm.batch_first: x = x.transpose(0, 1)
     h, c = x.new_zeros(2, lstm.num_layers, x.shape[1], lstm.hidden_size) if state is None else state

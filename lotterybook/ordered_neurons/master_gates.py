@@ -19,8 +19,7 @@ def levels(
     chunk_size: int,        # cells C that share one rank
     live_top: bool = False, # as in `master_gates`
 ) -> int:                   # N = D / C, the length of a master gate
-    ("How many levels there are; warns when over 5 % of the cells are dead. "
-     "Shen et al. (2019), §4.2.")
+    "How many levels; warns when over 5 % of the cells are dead. Shen et al. (2019), §4.2."
     hidden_size, chunk_size = (checked_size(hidden_size, 'hidden_size'),
                                checked_size(chunk_size, 'chunk_size'))
     if hidden_size % chunk_size:
@@ -39,8 +38,7 @@ def dead_cells(
     chunk_size: int,        # cells C that share one rank
     live_top: bool = False, # as in `master_gates`
 ) -> int:                   # cells that no input can change
-    ("The cells of the top level, unless it is revived: "
-     "their forget gate is 1 and their input gate 0.")
+    "The cells of the top level, unless it is revived: forget gate 1, input gate 0."
     return 0 if live_top else chunk_size
 
 # %% ../../nbs/1_ordered_neurons/120_master_gates.ipynb #export-master-gates

@@ -221,8 +221,7 @@ class ONLSTM(nn.Module):
         hx: tuple | None = None,          # h_0, c_0: `(layers·directions, batch, hidden)`, or zeros
         return_distances: bool | None = None, # None: as the layer was made
     ) -> tuple:                           # output, (h_n, c_n)[, (distance_forget, distance_input)]
-        ("As `nn.LSTM`. Distances are `(layers·directions, seq, batch)`; "
-         "packed sequences are padded there with zeros.")
+        "As `nn.LSTM`. Distances: `(layers·directions, seq, batch)`, zeros beyond the end."
         packed = isinstance(input, PackedSequence)
         _checked_input(input.data if packed else input, self.input_size, self.weight_ih_l0, packed)
         rows, unbatched = _as_rows(input, self.batch_first), not packed and input.dim() == 2
@@ -303,8 +302,7 @@ def _hidden_sizes(hidden_size: int | Sequence[int], num_layers: int) -> list[int
     return sizes
 
 def _layers(name: str, part, shapes: list, unbatched: bool, order: Tensor | None) -> list[Tensor]:
-    ("A part of the state, given as one tensor or one for each layer, "
-     "as `(directions, batch, hidden)` a layer.")
+    "A part of the state, given whole or by layer, as `(directions, batch, hidden)` a layer."
     if part is None:
         raise ValueError(f'{name} is None; leave the whole state out, or give both parts')
     parts = (list(part.split([s[0] for s in shapes]))

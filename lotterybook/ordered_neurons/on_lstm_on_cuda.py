@@ -23,8 +23,7 @@ def _tanh(x):
     return tl.where(tl.abs(x) < .25, near, 2*tl.sigmoid(2*x) - 1)
 
 def _places(N: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr, PLACES: tl.constexpr):
-    ("Levels of a tile and which are real; "
-     "cells, as level by place in the chunk, and which are there.")
+    "Levels of a tile and which are real; cells, level by place, and which are there."
     level, place = tl.arange(0, LEVELS), tl.arange(0, PLACES)
     real = level < N
     return level, real, level[:, None]*C + place[None, :], real[:, None] & (place < C)[None, :]
@@ -67,8 +66,7 @@ def _forward_row(gates, product, old, output, far, near, h, c, first, live_top: 
 # %% ../../nbs/1_ordered_neurons/145_on_lstm_on_cuda.ipynb #export-backward
 def _backward_row(gates, old, d_output, d_far, d_near, dh, dc, d_gates, first,
                   N: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr, PLACES: tl.constexpr):
-    ("One step back of one row: `d_gates` is filled, `dc` is moved; "
-     "`dh` comes from the next step's product.")
+    "One step back of one row: fills `d_gates`, moves `dc`; `dh` is the next step's product."
     r, D = tl.program_id(0).to(tl.int64), N*C
     t = first + r
     level, real, cell, there = places(N, C, LEVELS, PLACES)
@@ -156,8 +154,7 @@ def triton_loop(
     live_top: bool = False,            # as in `master_gates`
     reverse: bool = False,             # from the last step to the first
 ) -> LayerRun:                         # as `recurrence.loop`
-    ("An ON-LSTM over a batch of sequences, compiled for GPUs; gradients once, not twice. "
-     "Shen et al. (2019), §4.")
+    "An ON-LSTM over sequences, for GPUs; gradients once. Shen et al. (2019), §4."
     check_columns(projected.shape[1], h.shape[1], levels)
     if not projected.is_cuda and not _interpreted():
         raise ValueError("engine='triton' works on CUDA devices "

@@ -130,5 +130,5 @@ def recur(
     *args: object,      # the other arguments of `loop`
     **options: object,  # by name
 ) -> LayerRun:          # as `loop` returns it
-    "LayerRun a batch of sequences through an engine."
+    "Run a batch of sequences through an engine."
     return load_engine(find_engine(engine, projected))(projected, *args, **options)

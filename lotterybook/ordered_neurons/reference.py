@@ -21,8 +21,7 @@ class LayerShape(NamedTuple):
 
     @property
     def rows(self) -> int: # 4D + 2N
-        ("Rows of a layer's matrices: three gates and the new content over cells, "
-         "two gates over levels. Shen et al. (2019), released code.")
+        "Rows of its matrices: four blocks of cells, two of levels. Shen et al. (2019), code."
         return 4 * self.hidden_size + 2 * self.levels
 
 _KEYS = 'ih.0.weight', 'ih.0.bias', 'hh.weight', 'hh.bias'
@@ -31,8 +30,7 @@ def layer_shapes(
     state_dict: dict[str, Tensor], # keys `cells.{l}.ih.0.weight` and so on; others are ignored
     chunk_size: int,               # cells C that share one level
 ) -> list[LayerShape]:             # one a layer, from the lowest
-    ("Sizes of every layer of a released checkpoint, or what does not fit. "
-     "Shen et al. (2019), released code.")
+    "Sizes of the layers of a released checkpoint, or what does not fit. Shen et al. (2019)."
     layers = [int(m[1]) for key in state_dict if (m := re.match(r'cells\.(\d+)\.', key))]
     shapes = []
     for l in range(max(layers, default=0) + 1):
@@ -88,8 +86,7 @@ def example_state_dict(
     chunk_size: int,                    # cells C that share one level
     dtype: torch.dtype = torch.float64, # of all weights
 ) -> dict[str, Tensor]:                 # in the released layout, weights from a formula
-    ("Weights of a stack of layers that depend on nothing but sizes: "
-     "`sines`, over √(fan in)/2. Our choice.")
+    "Weights that depend on nothing but sizes: `sines`, over √(fan in)/2. Our choice."
     if len(sizes) < 2: raise ValueError(f'sizes={sizes} must be an input and one layer at least')
     weights, n = {}, 1
     for l, (input_size, D) in enumerate(zip(sizes, sizes[1:])):
@@ -116,8 +113,7 @@ def naive_on_lstm(
     chunk_size: int,                           # cells C that share one level
     state: tuple[list, list] | None = None,    # `(h, c)` as in `NaiveRun`; `None`: zeros
 ) -> NaiveRun:                                 # differentiable by weights, `x` and `state`
-    ("ON-LSTM without dropout, one step after the other: slow, plain, the oracle. "
-     "Shen et al. (2019), §4, released code.")
+    "ON-LSTM without dropout, step by step: slow, plain, the oracle. Shen et al. (2019), §4."
     shapes = layer_shapes(state_dict, chunk_size)
     if x.ndim != 3 or x.shape[-1] != shapes[0].input_size or not len(x):
         raise ValueError(f'x is {tuple(x.shape)}, '

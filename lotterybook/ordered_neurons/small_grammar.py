@@ -187,8 +187,7 @@ def _tables(pcfg) -> _Tables:
                    np.array(pairs).reshape(-1, len(index)), np.linalg.inv(eye - single))
 
 def _inside(columns: Sequence[np.ndarray], t: _Tables) -> list[np.ndarray]:
-    ("Inside probabilities from those of single words: entry w - 1 is `(spans, categories)` "
-     "for the spans of w words. Baker (1979).")
+    "Inside probabilities: entry w - 1 is `(spans, categories)` for w words. Baker (1979)."
     spans, lefts, rights = [], [], []
     for width in range(1, len(columns) + 1):
         m = len(columns) - width + 1

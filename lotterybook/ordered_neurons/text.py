@@ -18,8 +18,7 @@ EOS, UNK = '<eos>', '<unk>'
 def checked_words(
     words: Sequence[str],  # a sentence
 ) -> Sequence[str]:        # the same
-    ("The words of a sentence, or an error where it is a text instead: "
-     "its letters would be taken for words.")
+    "The words of a sentence; an error for a text, whose letters would be taken for words."
     if isinstance(words, str):
         raise ValueError(f'a sentence is a list of words, not the text {words[:30]!r}; '
                          'use .split()')
@@ -111,8 +110,7 @@ def windows(
     length: int = 70,                    # usual length n
     generator: torch.Generator | None = None, # draws the lengths; None: all have `length` steps
 ) -> list[tuple[int, int]]:              # first row and number of steps of each window
-    ("Where to cut. Inputs are the rows of a window, targets the rows one further. "
-     "Merity et al. (2018), §5.")
+    "Where to cut; targets are the rows one further. Merity et al. (2018), §5."
     checked_size(length, 'length')
     if rows < 2: raise ValueError(f'{rows} rows hold no input with its target')
     cuts, start = [], 0

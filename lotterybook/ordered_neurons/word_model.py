@@ -86,8 +86,7 @@ class ModelOutput(NamedTuple):
     distances: tuple[Tensor, Tensor] | None = None # forget and input, `(layers, seq, batch)`
 
 class LanguageModel(nn.Module):
-    ("Words in, the probability of the next word out. "
-     "Merity et al. (2018), Shen et al. (2019), §5.1.")
+    "The probability of the next word. Merity et al. (2018), Shen et al. (2019), §5.1."
     def __init__(
         self,
         vocabulary: Vocabulary,            # the words
@@ -152,8 +151,7 @@ class LanguageModel(nn.Module):
         self,
         words: Sequence[str],      # of one sentence
     ) -> tuple[Tensor, Tensor]:    # forget and input, each `(layers, words)`
-        ("How far each word reaches, read from a fresh state after `<eos>`; dropout is off. "
-         "Shen et al. (2019), released code.")
+        "How far each word reaches, after a fresh `<eos>`; no dropout. Shen et al. (2019), code."
         ids = torch.tensor(self.vocabulary.encode([EOS, *checked_words(words)]),
                            device=self.bias.device)
         with evaluating(self): forget, write = self(ids[:, None], return_distances=True).distances
