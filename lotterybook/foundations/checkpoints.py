@@ -9,6 +9,7 @@ __all__ = ['checksum', 'snapshot', 'training_settings', 'save_run', 'load_run', 
 from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
+from pickle import UnpicklingError
 from zlib import crc32
 import torch
 from torch import Tensor, nn
@@ -40,12 +41,12 @@ def training_settings(
     **given: object,            # plain values
 ) -> dict:                      # plain values
     "What makes a training this one."
-    defaults = run.optimizer.defaults.items()
-    options  = {k: v for k, v in defaults if isinstance(v, int | float | tuple)}
-    rates    = torch.tensor(list(rates), dtype=torch.float64)
-    sums     = dict(rates=[rates], data=data, masks=run.masks.values(),
-                    weights=run.net.state_dict().values())
-    return dict(options, optimizer=type(run.optimizer).__name__, seed=run.seed,
+    groups = [{k: v for k, v in group.items() if isinstance(v, int | float | tuple)}
+              for group in run.optimizer.param_groups]
+    rates  = torch.tensor(list(rates), dtype=torch.float64)
+    sums   = dict(rates=[rates], data=data, masks=run.masks.values(),
+                  weights=run.net.state_dict().values())
+    return dict(optimizer=type(run.optimizer).__name__, options=groups, seed=run.seed,
                 **{name: checksum(tensors) for name, tensors in sums.items()}, **given)
 
 # %% ../../nbs/7_foundations/745_checkpoints.ipynb #export-save
@@ -57,6 +58,10 @@ def save_run(
     "Write everything that the next step depends on."
     buffer = BytesIO()
     torch.save(dict(run=run.state_dict(copy=False), settings=settings), buffer)
+    try: torch.load(BytesIO(buffer.getvalue()), map_location='meta', weights_only=True)
+    except UnpicklingError as e:
+        raise ValueError(f'{file} could not be read back, and is not written: settings, run.rows '
+                         f'and run.extra may hold tensors and plain values only ({e})') from e
     return write_atomically(file, buffer.getvalue())
 
 def load_run(

@@ -24,7 +24,7 @@ class LearningRate(Hook):
 
 # %% ../../nbs/7_foundations/748_hooks.ipynb #export-clip
 class ClipGradient(Hook):
-    "Gradients no longer than `length`. Pascanu et al. (2013), algorithm 1."
+    "Gradients of at most this length. Pascanu et al. (2013), algorithm 1."
     def __init__(self,
         length: float,  # of all gradients together
     ):

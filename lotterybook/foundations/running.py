@@ -66,12 +66,12 @@ class Held:
         self.integers = [p.detach().view(_INTEGERS[p.element_size()]) for p in self.weights]
         self.bits     = [torch.empty_like(n).copy_(mask).neg_()  # 0, or -1: all ones
                          for n, mask in zip(self.integers, self.masks.values())]
-        self.places   = [p.data_ptr() for p in self.weights]
+        self.memory   = [p.data_ptr() for p in self.weights]
         self.versions: list[int] = []
 
     def _follow(self) -> None:
         "Look the weights up again if they have moved: to a GPU, or to another precision."
-        if self.places != [p.data_ptr() for p in self.weights]: self._look_up()
+        if self.memory != [p.data_ptr() for p in self.weights]: self._look_up()
 
     def zero(self) -> None:
         "Pruned weights to zero."
@@ -80,7 +80,7 @@ class Held:
         self.versions = [p._version for p in self.weights]
 
     def zero_gradients(self,
-        which: Iterable[int] | None = None,  # places in `weights`; None: all
+        which: Iterable[int] | None = None,  # indices of `weights`; None: all
     ) -> None:
         "Gradients of pruned weights to zero."
         self._follow()
@@ -105,7 +105,7 @@ class Held:
                 for name, p, n, bits in zip(self.masks, self.weights, self.integers, self.bits)}
 
     def check(self,
-        trust: bool = False,  # PyTorch's count of writes is enough; it misses those to `.data`
+        trust: bool = False,  # PyTorch's count of writes is enough; it misses `.data`, fused steps
     ) -> None:
         "Raise a `ValueError` if pruned weights are not zero."
         if trust and self.versions == [p._version for p in self.weights]: return
@@ -204,12 +204,13 @@ def advance(
     batches: Batches,               # `(start, end)` -> batches of those steps
     end: int,                       # steps of the whole training
     hooks: Iterable[Hook] = (),     # called in this order
-    step: Callable[..., None] = take_step, # `(run, objective, hooks)`: another way to take a step
+    step: Callable[..., None] = take_step, # `(run, objective, hooks)`; ends with `run.held.zero()`
 ) -> Run:                           # `run`
     "Train until `end` steps are taken, or a hook stops the run. After an error, go on from a file."
     hooks = list(hooks)
     run.held.zero()
-    for run.batch in () if run.stopped else batches(run.step, end):
+    if run.stopped: return run
+    for run.batch in batches(run.step, end):
         step(run, objective, hooks)
         run.step += 1
         for hook in hooks: hook.after_step(run)
@@ -226,9 +227,12 @@ def seeded(
 ) -> Batches:          # the same
     "Make all that is drawn in a step, dropout for instance, a function of seed and step."
     first = mixed_seed(seed, 'step')
+    def seed_step(step):
+        torch.default_generator.manual_seed(first + step)
+        for d in cuda_in_use(): torch.cuda.default_generators[d].manual_seed(first + step)
     def stream(start: int, end: int) -> Iterator:
-        for step, batch in enumerate(batches(start, end), start):
-            torch.default_generator.manual_seed(first + step)
-            for d in cuda_in_use(): torch.cuda.default_generators[d].manual_seed(first + step)
+        seed_step(start)
+        for step, batch in enumerate(batches(start, end), start + 1):
             yield batch
+            seed_step(step)
     return stream

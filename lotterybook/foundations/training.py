@@ -146,8 +146,8 @@ def train_run(
     if file and settings is None:
         raise ValueError('file needs settings: plain values that make this run another one')
     data, net = data.to(device), run.net.to(device).train()
-    bar = progress_bar(steps, progress, unit='step', initial=run.step)
-    with flushed_denormals(), kept_generators(), bar as bar:
+    with flushed_denormals(), kept_generators(), \
+         progress_bar(steps, progress, unit='step', initial=run.step) as bar:
         rate    = [LearningRate(lambda run: lr(run.step))] if lr else []
         hooks   = [*rate, FiniteLoss(eval_every), *hooks,
                    Validate(validation(data), eval_every, steps), ShowProgress(bar, eval_every)]
@@ -157,7 +157,7 @@ def train_run(
         return _outcome(net, data, run)
 
 def _outcome(net: nn.Module, data: Splits, run: Run) -> dict:
-    "The only place that reads the test set; `net` ends with its last weights."
+    "The only place of a training that reads the test set; `net` ends with its last weights."
     best, last = run.extra['best'], snapshot(net)
     _, end_accuracy   = evaluate(net, data.x_test, data.y_test)
     _, train_accuracy = evaluate(net, data.x_train, data.y_train)
@@ -185,7 +185,8 @@ def train(
     progress: bool = False,               # show a bar
 ) -> dict: # as `train_run`, and seconds (of this call)
     "Train a classifier: `train_run` with a run of its own."
-    began, rate = time.perf_counter(), lr if callable(lr) else None
+    began = time.perf_counter()
+    rate  = lr if callable(lr) else None
     run = Run(net.to(device), optimizer(net.parameters(), lr=rate(0) if rate else lr), masks, seed)
     settings = checkpoint and training_settings(
         run, map(rate, range(steps)) if rate else (), [data.x_train, data.y_train],

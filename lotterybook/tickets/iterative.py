@@ -41,16 +41,16 @@ def tickets(
 ) -> Iterator[tuple[Run, Ticket]]:      # the run as the round left it, and the round's ticket
     "Train, prune, rewind, again and again. Frankle & Carbin (2019), §1."
     start, theta_0 = run.state_dict(), snapshot(run.net)
-    for run.round in range(rounds + 1):
-        masks  = _pruned(run, prune) if run.round else run.masks
+    for r in range(rounds + 1):
+        run.round = r
+        masks  = _pruned(run, prune) if r else run.masks     # from what the last round trained
         ticket = kept and kept.read(run, masks, theta_0)
         if not ticket:
-            run.load_state_dict(start | dict(masks=masks))
-            run.file = kept and kept.state(run.round)
+            run.load_state_dict(start | dict(masks=masks))   # rewind
+            run.file = kept and kept.state(r)
             run.net.train()
             outcome = trained(run, train)
-            notes   = dict(seed=run.seed, round=run.round, remaining=remaining(run.masks),
-                           outcome=outcome)
+            notes   = dict(seed=run.seed, round=r, remaining=remaining(run.masks), outcome=outcome)
             ticket  = Ticket(theta_0, dict(run.masks), snapshot(run.net), notes)
             if kept: ticket = kept.write(ticket)
         yield run, ticket

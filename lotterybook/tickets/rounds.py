@@ -57,12 +57,12 @@ def first_run(
 @contextmanager
 def _watched(run: Run) -> Iterator[None]:
     "A block in which pruned weights are zero before each forward pass and optimizer step."
-    # both moments: compiled networks skip the one, loops by hand the other
+    # twice: a compiled network skips the forward hook, a loop by hand has no optimizer step
     def watch(*_): run.held.check(trust=run.batch is not None)
-    watches = run.net.register_forward_pre_hook(watch), before_any_step(watch)
+    handles = run.net.register_forward_pre_hook(watch), before_any_step(watch)
     try: yield
     finally:
-        for watch in watches: watch.remove()
+        for handle in handles: handle.remove()
     run.held.check()
 
 def trained(
