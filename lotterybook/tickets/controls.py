@@ -136,8 +136,8 @@ def control_run(
     prune: Callable[[Run], Masks],   # as in the search
 ) -> Run:                            # to be trained as the ticket was
     "A control of a round."
-    _, _, _, after, make = CONDITIONS[condition]
-    run = make(tickets(round if after == 'ticket' else 0), make_run, seed, round, prune)
+    row = CONDITIONS[condition]
+    run = row.make(tickets(round if row.after == 'ticket' else 0), make_run, seed, round, prune)
     run.round = round
     run.net.train()
     return run
