@@ -68,9 +68,11 @@ def check_settings(
 ) -> None:
     "Raise a ValueError that names what differs, both ways."
     before, now = plain(before, 'settings'), plain(now, 'settings')
+    def same(name): return name in before and name in now and (
+        before[name] == now[name] or repr(before[name]) == repr(now[name]))  # NaN is NaN
     def told(settings, name): return repr(settings[name]) if name in settings else 'not given'
     differ = [f'{k} was {told(before, k)}, is {told(now, k)}'
-              for k in before | now if told(before, k) != told(now, k)]
+              for k in before | now if not same(k)]
     if differ:
         raise ValueError(f'{where} is of another run: {"; ".join(differ)}. '
                          'Name another place, or remove it.')

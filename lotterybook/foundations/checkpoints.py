@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 from zlib import crc32
 import torch
 from torch import Tensor, nn
-from .arguments import check_settings, checked_size
+from .arguments import check_settings, checked_size, plain
 from .files import write_atomically
 from .running import Batches, Hook, Objective, Run, advance, take_step
 
@@ -38,7 +38,7 @@ def training_settings(
     run: Run,                   # at its first step
     rates: Iterable[float],     # of every step; empty: the optimizer's own
     data: Iterable[Tensor],     # that it learns from and is judged by
-    **given: object,            # plain values
+    **given: object,            # more, plain values
 ) -> dict:                      # plain values
     "What makes a training this one."
     groups = [{k: v for k, v in group.items() if isinstance(v, int | float | tuple)}
@@ -47,6 +47,7 @@ def training_settings(
     sums   = dict(rates=[rates], data=data, masks=run.masks.values(),
                   weights=run.net.state_dict().values())
     return dict(optimizer=type(run.optimizer).__name__, options=groups, seed=run.seed,
+                net=crc32(str(run.net).encode()),
                 **{name: checksum(tensors) for name, tensors in sums.items()}, **given)
 
 # %% ../../nbs/7_foundations/745_checkpoints.ipynb #export-save
@@ -57,11 +58,12 @@ def save_run(
 ) -> Path:             # `file`
     "Write everything that the next step depends on."
     buffer = BytesIO()
-    torch.save(dict(run=run.state_dict(copy=False), settings=settings), buffer)
+    kept = dict(run=run.state_dict(copy=False), settings=plain(settings, 'settings'))
+    torch.save(kept, buffer)
     try: torch.load(BytesIO(buffer.getvalue()), map_location='meta', weights_only=True)
     except UnpicklingError as e:
-        raise ValueError(f'{file} could not be read back, and is not written: settings, run.rows '
-                         f'and run.extra may hold tensors and plain values only ({e})') from e
+        raise ValueError(f'{file} could not be read back, and is not written: run.rows and '
+                         'run.extra may hold tensors and plain values only') from e
     return write_atomically(file, buffer.getvalue())
 
 def load_run(
@@ -79,7 +81,7 @@ def load_run(
     if not isinstance(kept, dict) or kept.keys() != {'run', 'settings'}:
         raise ValueError(f'{file} holds tensors, but not the state of a run. Name another file.')
     check_settings(kept['settings'], settings, file)
-    run.load_state_dict(kept['run'])
+    run.load_state_dict(kept['run'], copy=False)
     return run
 
 # %% ../../nbs/7_foundations/745_checkpoints.ipynb #export-advance-kept
@@ -99,6 +101,7 @@ def advance_kept(
     checked_size(every, 'every')
     if file is None: return advance(run, objective, batches, end, hooks, step)
     if Path(file).exists(): load_run(run, file, settings)
+    if run.step > end: raise ValueError(f'{file} has taken {run.step} steps already, and end={end}')
     while run.step < end and not run.stopped:
         advance(run, objective, batches, min(end, (run.step//every + 1)*every), hooks, step)
         save_run(run, file, settings)

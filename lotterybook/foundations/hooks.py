@@ -36,13 +36,14 @@ class ClipGradient(Hook):
 class FiniteLoss(Hook):
     "Stop with an error that names the step if a loss is not finite."
     def __init__(self,
-        every: int = 100,  # steps between checks
+        every: int = 100,        # steps between checks
+        end: int | None = None,  # check after this step, too
     ):
-        self.every = checked_size(every, 'every')
+        self.every, self.end = checked_size(every, 'every'), end
     def after_step(self, run: Run) -> None:
         losses = run.extra.setdefault('losses', [])
         losses.append(run.loss)
-        if run.step % self.every: return
+        if run.step % self.every and run.step != self.end and not run.stopped: return
         fine  = torch.stack(losses).view(len(losses), -1).isfinite().all(1).tolist()
         first = run.step - len(losses)
         if not all(fine):

@@ -58,6 +58,7 @@ class Held:
     ):
         if masks: check_masks(masks, net)
         self.net, self.masks = net, {name: mask for name, mask in masks.items() if not mask.all()}
+        self.owners = [name.rpartition('.')[::2] for name in self.masks]
         self._look_up()
 
     def _look_up(self) -> None:
@@ -73,6 +74,11 @@ class Held:
         "Look the weights up again if they have moved: to a GPU, or to another precision."
         if self.memory != [p.data_ptr() for p in self.weights]: self._look_up()
 
+    def _replaced(self) -> bool:
+        "Are there other parameters now? (In `functional_call` there are plain tensors.)"
+        now = [self.net.get_submodule(path)._parameters.get(own) for path, own in self.owners]
+        return any(q is not p and isinstance(q, nn.Parameter) for p, q in zip(self.weights, now))
+
     def zero(self) -> None:
         "Pruned weights to zero."
         self._follow()
@@ -83,10 +89,14 @@ class Held:
         which: Iterable[int] | None = None,  # indices of `weights`; None: all
     ) -> None:
         "Gradients of pruned weights to zero."
-        self._follow()
         for i in range(len(self.weights)) if which is None else which:
+            if self.memory[i] != self.weights[i].data_ptr(): self._look_up()
             grad, bits = self.weights[i].grad, self.bits[i]
-            if grad is not None: grad.detach().view(bits.dtype).bitwise_and_(bits)
+            if grad is None: continue
+            if grad.is_sparse:
+                raise ValueError(f'{list(self.masks)[i]!r} has sparse gradients, which cannot be '
+                                 'masked; make its layer with sparse=False')
+            grad.detach().view(bits.dtype).bitwise_and_(bits)
 
     def zero_memory(self,
         optimizer: Optimizer,  # any of PyTorch's: it keeps its memory under the weights
@@ -100,7 +110,8 @@ class Held:
 
     def revived(self) -> dict[str, int]:  # by parameter name, of layers where some are pruned
         "How many pruned weights are not zero."
-        self._look_up()
+        if self._replaced(): self._look_up()
+        self._follow()
         return {name: int((n & ~bits).view(p.dtype).count_nonzero())
                 for name, p, n, bits in zip(self.masks, self.weights, self.integers, self.bits)}
 
@@ -161,10 +172,13 @@ class Run:
 
     @torch.no_grad()
     def load_state_dict(self,
-        state: dict,  # of `state_dict`; stays as it is
+        state: dict,        # of `state_dict`
+        copy: bool = True,  # False: `state` is not used again
     ) -> None:
         "Go back, or on, to a state."
-        state = deepcopy(state)
+        if (state['optimizer'] is None) != (self.optimizer is None):
+            raise ValueError('of the state and the run, only one has an optimizer')
+        state = deepcopy(state) if copy else state
         self.net.load_state_dict(state['net'])
         for name, buffer in state['buffers'].items():  # also those that are kept out of files
             self.net.get_buffer(name).copy_(buffer)
@@ -209,16 +223,15 @@ def advance(
     "Train until `end` steps are taken, or a hook stops the run. After an error, go on from a file."
     hooks = list(hooks)
     run.held.zero()
-    if run.stopped: return run
-    for run.batch in batches(run.step, end):
-        step(run, objective, hooks)
-        run.step += 1
-        for hook in hooks: hook.after_step(run)
-        if run.stopped: break
-    run.batch = None
-    if run.step < end and not run.stopped:
-        raise ValueError(f'batches({run.step}, {end}) ended early: it must give a batch a step')
-    return run
+    if run.stopped or run.step >= end: return run
+    try:
+        for run.batch in batches(run.step, end):
+            step(run, objective, hooks)
+            run.step += 1
+            for hook in hooks: hook.after_step(run)
+            if run.stopped or run.step >= end: return run
+    finally: run.batch = None
+    raise ValueError(f'batches({run.step}, {end}) ended early: it must give a batch a step')
 
 # %% ../../nbs/7_foundations/742_running.ipynb #export-seeded
 def seeded(

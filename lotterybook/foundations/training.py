@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .arguments import checked_size
+from .arguments import checked_size, plain
 from .checkpoints import advance_kept, snapshot, training_settings
 from .data import Splits
 from .fast_steps import FusedAdam, flushed_denormals
@@ -96,15 +96,17 @@ class Validate(Hook):
         self.end, self.patience = end, patience
 
     def after_step(self, run: Run) -> None:
-        if run.step % self.every and run.step != self.end: return
-        with evaluating(run.net), torch.no_grad(): row = self.measure(run.net)
+        if run.step % self.every and run.step != self.end and not run.stopped: return
+        with evaluating(run.net), torch.no_grad():
+            row = plain(self.measure(run.net), 'what is measured')
         loss, best = row['validation_loss'], run.extra.get('best')
+        kept = sum(int(mask.count_nonzero()) for mask in run.masks.values())
         if not math.isfinite(loss):
             raise FloatingPointError(f'the validation loss is {loss} after {run.step} steps: '
                                      'training stopped. Try a smaller learning rate.')
         run.rows.append(dict(step=run.step, **row))
-        if best is None or loss < best['loss']:
-            run.extra['best'] = dict(loss=loss, step=run.step, weights=snapshot(run.net))
+        if best is None or best['kept'] != kept or loss < best['loss']:  # of this size only
+            run.extra['best'] = dict(loss=loss, step=run.step, kept=kept, weights=snapshot(run.net))
         elif self.patience and run.step - best['step'] >= self.patience*self.every:
             run.stopped = True
 
@@ -134,7 +136,7 @@ def train_run(
     loss: Callable = F.cross_entropy,      # of logits and labels; judged by cross-entropy always
     eval_every: int = 100,                 # steps between validations
     hooks: Iterable[Hook] = (),            # more of them, before validation
-    device: str = 'cpu',                   # as PyTorch writes it
+    device: str | None = None,             # as PyTorch writes it; None: where the network is
     file: str | Path | None = None,        # where the run's state is kept; None: nowhere
     settings: dict | None = None,          # what makes this run another one; required with `file`
     save_every: int = 5000,                # steps between writes
@@ -145,11 +147,13 @@ def train_run(
         raise ValueError(f'steps={steps}, and {run.step} are taken: nothing is left to train')
     if file and settings is None:
         raise ValueError('file needs settings: plain values that make this run another one')
+    device = device or next(run.net.parameters()).device
     data, net = data.to(device), run.net.to(device).train()
+    run.optimizer.load_state_dict(run.optimizer.state_dict())  # its memory to where the weights are
     with flushed_denormals(), kept_generators(), \
          progress_bar(steps, progress, unit='step', initial=run.step) as bar:
         rate    = [LearningRate(lambda run: lr(run.step))] if lr else []
-        hooks   = [*rate, FiniteLoss(eval_every), *hooks,
+        hooks   = [*rate, FiniteLoss(eval_every, steps), *hooks,
                    Validate(validation(data), eval_every, steps), ShowProgress(bar, eval_every)]
         batches = example_batches(data.x_train, data.y_train, batch_size, run.seed)
         advance_kept(run, classification(loss), seeded(batches, run.seed), steps, hooks,
@@ -189,7 +193,7 @@ def train(
     rate  = lr if callable(lr) else None
     run = Run(net.to(device), optimizer(net.parameters(), lr=rate(0) if rate else lr), masks, seed)
     settings = checkpoint and training_settings(
-        run, map(rate, range(steps)) if rate else (), [data.x_train, data.y_train],
+        run, map(rate, range(steps)) if rate else (), [*data[1:5]],
         steps=steps, batch_size=batch_size, eval_every=eval_every)
     outcome = train_run(run, data, steps, batch_size, rate, loss, eval_every, device=device,
                         file=checkpoint, settings=settings, save_every=save_every,

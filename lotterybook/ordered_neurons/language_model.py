@@ -72,7 +72,7 @@ def averaged(
 ) -> Generator:    # for `with`; gives `run`
     "A block in which the network has the mean weights, if there is a mean."
     own = snapshot(run.net)
-    if 'average' in run.extra: run.net.load_state_dict(run.extra['average']['weights'])
+    if 'average' in run.extra: run.net.load_state_dict(own | run.extra['average']['weights'])
     try: yield run
     finally: run.net.load_state_dict(own)
 
@@ -173,7 +173,7 @@ def fit_lm(
     device: str = 'cpu',               # as PyTorch writes it
     min_count: int = 1,                # rarer words become `<unk>`
     progress: bool = True,             # show a bar
-    after_epoch: Callable | None = None, # `f(model, epoch)`, evaluated weights; its dict joins the row
+    after_epoch: Callable | None = None, # `f(model, epoch)`, evaluated weights; dict for the row
     **settings: object,                # see `PRESETS`; win over it
 ) -> Fit:                              # the best model by validation, its rows, its test loss
     "Train a language model. Merity et al. (2018), Shen et al. (2019), §5.1."

@@ -10,13 +10,12 @@ __all__ = ['PairClassifier', 'correct', 'pair_batches', 'pair_loss', 'train_clas
 from collections.abc import Callable, Iterator
 from math import sqrt
 from pathlib import Path
-from zlib import crc32
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from ..foundations.arguments import checked_size
-from ..foundations.checkpoints import advance_kept, checksum
+from ..foundations.checkpoints import advance_kept, training_settings
 from ..foundations.hooks import ClipGradient, FiniteLoss, LearningRate, ShowProgress
 from ..foundations.progress import progress_bar
 from ..foundations.randomness import kept_generators
@@ -170,17 +169,15 @@ def train_classifier(
     total = epochs*per_epoch
     rate = lr if callable(lr) else lambda step: lr*(1 - step/total)
     run = Run(model, optimizer(model.parameters(), lr=rate(0)), seed=seed)
-    rates = checksum([torch.tensor([rate(step) for step in range(total)], dtype=torch.float64)])
-    settings = dict(epochs=epochs, batch_size=batch_size, rates=rates, clip=clip, seed=seed,
-                    optimizer=type(run.optimizer).__name__, model=crc32(str(model).encode()),
-                    weights=checksum(model.state_dict().values()),
-                    pairs=checksum(train), validation=checksum(validation))
+    settings = checkpoint and training_settings(
+        run, map(rate, range(total)), [*train, *validation],
+        epochs=epochs, batch_size=batch_size, clip=clip)
     with kept_generators(), progress_bar(total, progress, unit='step') as bar:
         hooks = [LearningRate(lambda run: rate(run.step)),
                  *([ClipGradient(clip)] if clip is not None else []),
                  FiniteLoss(per_epoch), _EpochEnd(per_epoch, validation), ShowProgress(bar)]
         advance_kept(run, pair_loss, seeded(pair_batches(train, batch_size, seed), seed), total,
-                     hooks, file=checkpoint, settings=settings, every=per_epoch)
+                     hooks, file=checkpoint, settings=settings or {}, every=per_epoch)
     return run.rows
 
 # %% ../../nbs/1_ordered_neurons/190_logical_inference.ipynb #export-judge

@@ -34,7 +34,10 @@ def keep_pruned(
     held, met = Held(net, masks), []
     held.zero()
     def mask_gradient(i, p): held.zero_gradients([i])
-    def mask_weights(*_): held.zero()
+    def mask_weights(opt, *_):          # not after a step of other weights: a backward may wait
+        theirs = {id(p) for group in opt.param_groups for p in group['params']}
+        moved  = held.versions != [p._version for p in held.weights]  # by a master copy
+        if moved or theirs & {id(p) for p in held.weights}: held.zero()
     def meet(opt, *_):                  # its memory may be older than the masks
         if not any(opt is other for other in met): met.append(opt); held.zero_memory(opt)
     hooks = [p.register_post_accumulate_grad_hook(partial(mask_gradient, i))

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
-from ..foundations.running import check_masks
+from ..foundations.running import Held, check_masks
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-where
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
@@ -114,15 +114,13 @@ def distance(
     return differ/max(1, sum(mask.numel() for mask in a.values()))
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-apply
-@torch.no_grad()
 def apply_masks(
     net: nn.Module,           # changed in place
     masks: dict[str, Tensor], # bool, True is kept
 ) -> None:
     "Set pruned weights to zero: the network computes f(x; m ⊙ θ). Frankle and Carbin (2019), §1."
     check_masks(masks, net)
-    params = dict(net.named_parameters())
-    for name, mask in masks.items(): params[name].masked_fill_(~mask.to(params[name].device), 0)
+    Held(net, masks).zero()
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-report
 def report(

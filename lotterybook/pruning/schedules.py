@@ -62,6 +62,7 @@ def pruner(
     rates = [rate] if isinstance(rate, Real) else list(rate)
     for i, r in enumerate(rates):
         checked_fraction(r, 'rate' if isinstance(rate, Real) else f'rate[{i}]')
+    if iter(batches) is batches: raise ValueError('batches are read anew each round: give a list')
     def prune(run: Run) -> Masks:
         if not isinstance(rate, Real) and run.round > len(rates):
             raise ValueError(f'the schedule has {len(rates)} rates, '

@@ -10,6 +10,7 @@ __all__ = ['tickets', 'find_ticket']
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from ..foundations.arguments import checked_size
 from ..foundations.checkpoints import snapshot
@@ -18,7 +19,7 @@ from ..foundations.randomness import random_stream
 from ..foundations.running import Masks, Run, check_masks
 from ..pruning.masks import remaining
 from ..pruning.schedules import pruner
-from .rounds import KeptRounds, first_run, trained
+from .rounds import KeptRounds, first_run, refuse_old_form, trained
 from .ticket_files import Ticket
 
 # %% ../../nbs/3_tickets/310_iterative.ipynb #export-tickets
@@ -38,20 +39,24 @@ def tickets(
     prune: Callable[[Run], Masks],      # the masks of the next round, from the trained run
     rounds: int,                        # of pruning
     kept: KeptRounds | None = None,     # a folder that rounds are read from and written to
-) -> Iterator[tuple[Run, Ticket]]:      # the run as the round left it, and the round's ticket
+) -> Iterator[tuple[Run, Ticket]]:      # a run for each round, as it ended, and its ticket
     "Train, prune, rewind, again and again. Frankle & Carbin (2019), §1."
-    start, theta_0 = run.state_dict(), snapshot(run.net)
+    if run.stopped: raise ValueError('the run has been stopped by a hook: no round would train')
+    start, theta_0 = deepcopy(run), snapshot(run.net)
     for r in range(rounds + 1):
         run.round = r
-        masks  = _pruned(run, prune) if r else run.masks     # from what the last round trained
-        ticket = kept and kept.read(run, masks, theta_0)
+        masks = _pruned(run, prune) if r else run.masks     # from what the last round trained
+        run   = deepcopy(start)                             # rewind
+        run.round, run.file = r, None
+        run.set_masks(masks)
+        ticket = kept and kept.read(run, theta_0)
         if not ticket:
-            run.load_state_dict(start | dict(masks=masks))   # rewind
-            run.file = kept and kept.state(r)
+            run.file = kept and kept.state(run)
             run.net.train()
             outcome = trained(run, train)
-            notes   = dict(seed=run.seed, round=r, remaining=remaining(run.masks), outcome=outcome)
-            ticket  = Ticket(theta_0, dict(run.masks), snapshot(run.net), notes)
+            notes   = dict(seed=run.seed, round=r, remaining=remaining(masks), outcome=outcome)
+            masks   = {name: mask.cpu() for name, mask in masks.items()}
+            ticket  = Ticket(theta_0, masks, snapshot(run.net), notes)
             if kept: ticket = kept.write(ticket)
         yield run, ticket
 
@@ -76,8 +81,10 @@ def find_ticket(
     settings: dict | None = None,     # what makes this search another one; required with `folder`
     name: str = 'ticket',             # files are `{name}-round{r}.safetensors`
     progress: bool = True,            # show a bar, and say what was read
+    **old: object,                    # none; those of an older form are named in the error
 ) -> list[Ticket]:                    # one a round; the first is the dense network
     "Iterative pruning with rewinding. Frankle & Carbin (2019), §1; Frankle et al. (2020), §2."
+    if old: refuse_old_form(f'{", ".join(old)} are no longer given: see pruner and Run')
     checked_size(rounds, 'rounds', least=0)
     if folder and settings is None:
         raise ValueError('folder needs settings: plain values that make this search another one, '
