@@ -1054,6 +1054,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'lotterybook/tickets/rounds.py'),
                                             'lotterybook.tickets.rounds.KeptRounds.__init__': ( '3_tickets/rounds.html#keptrounds.__init__',
                                                                                                 'lotterybook/tickets/rounds.py'),
+                                            'lotterybook.tickets.rounds.KeptRounds._tidy': ( '3_tickets/rounds.html#keptrounds._tidy',
+                                                                                             'lotterybook/tickets/rounds.py'),
                                             'lotterybook.tickets.rounds.KeptRounds.file': ( '3_tickets/rounds.html#keptrounds.file',
                                                                                             'lotterybook/tickets/rounds.py'),
                                             'lotterybook.tickets.rounds.KeptRounds.read': ( '3_tickets/rounds.html#keptrounds.read',

@@ -31,7 +31,8 @@ def snapshot(
     net: nn.Module,      # on any device
 ) -> dict[str, Tensor]:  # theta: by name, on the CPU
     "Copies of a network's weights and buffers: training it afterwards does not touch them."
-    return {k: v.detach().to('cpu', copy=True) for k, v in net.state_dict().items()}
+    return {k: v.detach().to('cpu', copy=True) for k, v in net.state_dict().items()
+            if isinstance(v, Tensor)}  # and no extra state, which may be anything
 
 # %% ../../nbs/7_foundations/745_checkpoints.ipynb #export-settings
 def training_settings(
@@ -45,7 +46,7 @@ def training_settings(
               for group in run.optimizer.param_groups]
     rates  = torch.tensor(list(rates), dtype=torch.float64)
     sums   = dict(rates=[rates], data=data, masks=run.masks.values(),
-                  weights=run.net.state_dict().values())
+                  weights=snapshot(run.net).values())
     return dict(optimizer=type(run.optimizer).__name__, options=groups, seed=run.seed,
                 net=crc32(str(run.net).encode()),
                 **{name: checksum(tensors) for name, tensors in sums.items()}, **given)

@@ -15,6 +15,7 @@ from .running import Hook, Run
 # %% ../../nbs/7_foundations/748_hooks.ipynb #export-rate
 class LearningRate(Hook):
     "The learning rate of each step."
+    writes = False
     def __init__(self,
         rate: Callable[[Run], float],  # as in `lambda run: .1*(1 - run.step/1000)`
     ):
@@ -25,6 +26,7 @@ class LearningRate(Hook):
 # %% ../../nbs/7_foundations/748_hooks.ipynb #export-clip
 class ClipGradient(Hook):
     "Gradients of at most this length. Pascanu et al. (2013), algorithm 1."
+    writes = False
     def __init__(self,
         length: float,  # of all gradients together
     ):
@@ -35,6 +37,7 @@ class ClipGradient(Hook):
 # %% ../../nbs/7_foundations/748_hooks.ipynb #export-finite
 class FiniteLoss(Hook):
     "Stop with an error that names the step if a loss is not finite."
+    writes = False
     def __init__(self,
         every: int = 100,        # steps between checks
         end: int | None = None,  # check after this step, too
@@ -56,6 +59,7 @@ class FiniteLoss(Hook):
 # %% ../../nbs/7_foundations/748_hooks.ipynb #export-progress
 class ShowProgress(Hook):
     "A bar that stands at the run's step."
+    writes = False
     def __init__(self,
         bar,                          # of `progress_bar`, or None
         every: int = 1,               # steps between moves

@@ -137,6 +137,7 @@ class Run:
         self.step, self.stopped = 0, False  # steps taken; has a hook ended it?
         self.rows, self.extra = [], {}      # what hooks measured, plain values; what they remember
         self.batch, self.loss = None, None  # of the step under way, for hooks
+        self.trusted = False                # do all hooks of the step leave weights alone?
         self.round: int = 0                 # of a search
         self.file: Path | None = None       # where a search would keep the state of this training
         self.set_masks(masks or {})
@@ -192,6 +193,7 @@ class Run:
 # %% ../../nbs/7_foundations/742_running.ipynb #export-advance
 class Hook:
     "Three moments of a step. A hook remembers nothing: what it must know goes into `run.extra`."
+    writes = True  # might it write weights? False lets a search trust PyTorch's count of writes
     def on_gradient(self, run: Run) -> None: "The dense gradient is there: where RigL regrows."
     def before_step(self, run: Run) -> None: "The masked gradient is there: clip it, set the rate."
     def after_step(self, run: Run) -> None: "`run.step` steps are taken: measure, or stop."
@@ -222,6 +224,7 @@ def advance(
 ) -> Run:                           # `run`
     "Train until `end` steps are taken, or a hook stops the run. After an error, go on from a file."
     hooks = list(hooks)
+    run.trusted = not any(hook.writes for hook in hooks)
     run.held.zero()
     if run.stopped or run.step >= end: return run
     try:

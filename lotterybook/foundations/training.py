@@ -86,6 +86,7 @@ def evaluate(
 # %% ../../nbs/7_foundations/750_training.ipynb #export-validate
 class Validate(Hook):
     "Rows of measurements, and the weights of the smallest loss in `run.extra['best']`."
+    writes = False
     def __init__(self,
         measure: Callable[[nn.Module], dict], # plain values, `validation_loss` among them
         every: int = 100,                     # steps between validations
@@ -165,9 +166,9 @@ def _outcome(net: nn.Module, data: Splits, run: Run) -> dict:
     best, last = run.extra['best'], snapshot(net)
     _, end_accuracy   = evaluate(net, data.x_test, data.y_test)
     _, train_accuracy = evaluate(net, data.x_train, data.y_train)
-    net.load_state_dict(best['weights'])
+    net.load_state_dict(best['weights'], strict=False)  # extra state stays
     _, stop_accuracy  = evaluate(net, data.x_test, data.y_test)
-    net.load_state_dict(last)
+    net.load_state_dict(last, strict=False)
     return dict(stop_step=best['step'], stop_accuracy=stop_accuracy, end_accuracy=end_accuracy,
                 train_accuracy=train_accuracy, stop_loss=best['loss'], history=list(run.rows))
 

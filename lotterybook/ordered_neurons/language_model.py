@@ -51,6 +51,7 @@ def mean_nats(
 class AverageWeights(Hook):
     ("The running mean of the weights in `run.extra['average']`, once it is there. "
      "Merity et al. (2018), §3.")
+    writes = False
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
         average = run.extra.get('average')

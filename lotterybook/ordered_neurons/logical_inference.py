@@ -134,6 +134,7 @@ def pair_loss(
 
 class _EpochEnd(Hook):
     "A row after each epoch."
+    writes = False
     def __init__(self, steps: int, validation: Encoded):
         self.steps, self.validation = steps, validation
     def after_step(self, run: Run) -> None:

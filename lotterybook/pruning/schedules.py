@@ -64,7 +64,7 @@ def pruner(
         checked_fraction(r, 'rate' if isinstance(rate, Real) else f'rate[{i}]')
     if iter(batches) is batches: raise ValueError('batches are read anew each round: give a list')
     def prune(run: Run) -> Masks:
-        if not isinstance(rate, Real) and run.round > len(rates):
+        if not isinstance(rate, Real) and not 1 <= run.round <= len(rates):
             raise ValueError(f'the schedule has {len(rates)} rates, '
                              f'and round {run.round} asks for another')
         now = rates[0] if isinstance(rate, Real) else rates[run.round - 1]

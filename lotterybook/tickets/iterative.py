@@ -25,9 +25,11 @@ from .ticket_files import Ticket
 # %% ../../nbs/3_tickets/310_iterative.ipynb #export-tickets
 def _pruned(run: Run, prune: Callable[[Run], Masks]) -> Masks:
     "The masks of the next round: those that `prune` gives, if it only removes."
+    before = {name: mask.clone() for name, mask in run.masks.items()}
+    run.net.train().zero_grad()  # whether the round was trained just now or read from a file
     with random_stream(run.seed, 'score', run.round - 1): new = prune(run)
-    check_masks(new, run.net, run.masks)
-    for name, old in run.masks.items():
+    check_masks(new, run.net, before)
+    for name, old in before.items():
         if back := int((new[name] & ~old).count_nonzero()):
             raise ValueError(f'prune brings {back} pruned weights of {name!r} back; '
                              'in a search it may only remove')
@@ -36,7 +38,7 @@ def _pruned(run: Run, prune: Callable[[Run], Masks]) -> Masks:
 def tickets(
     run: Run,                           # where every round begins: after no steps, or after k
     train: Callable[[Run], object],     # trains `run.net`; may return any plain value
-    prune: Callable[[Run], Masks],      # the masks of the next round, from the trained run
+    prune: Callable[[Run], Masks],      # masks of the next round, from trained net and masks
     rounds: int,                        # of pruning
     kept: KeptRounds | None = None,     # a folder that rounds are read from and written to
 ) -> Iterator[tuple[Run, Ticket]]:      # a run for each round, as it ended, and its ticket
@@ -55,7 +57,7 @@ def tickets(
             run.net.train()
             outcome = trained(run, train)
             notes   = dict(seed=run.seed, round=r, remaining=remaining(masks), outcome=outcome)
-            masks   = {name: mask.cpu() for name, mask in masks.items()}
+            masks   = {name: mask.to('cpu', copy=True) for name, mask in masks.items()}
             ticket  = Ticket(theta_0, masks, snapshot(run.net), notes)
             if kept: ticket = kept.write(ticket)
         yield run, ticket

@@ -231,10 +231,11 @@ def _draw_measure(
     seeds = sorted({r['seed'] for r in rows})
     table = {(r['condition'], r['round'], r['seed']): scale*r[measure] for r in rows}
     ends  = []
-    for c in (c for c in CONDITIONS if any(c == key[0] for key in table)):
+    here  = dict.fromkeys(condition for condition, _, _ in table)
+    for c in sorted(here, key=lambda c: (*CONDITIONS, c).index(c)):
         at = [n for n in sorted(left) if any((c, n, s) in table for s in seeds)]
         ys = [[table.get((c, n, s), float('nan')) for n in at] for s in seeds]
-        look = CONDITIONS[c].look
+        look = CONDITIONS[c].look if c in CONDITIONS else plots.Method(**plots.style(c))
         plots.curve(ax, [left[n] for n in at], ys, look, end=False)
         last = [y[-1] for y in ys if y[-1] == y[-1]]
         ends.append((sum(last)/len(last), look.label, look.color))

@@ -21,7 +21,7 @@ def check_fit(
     what: str = 'these weights', # for the message
 ) -> None:
     "Raise a `ValueError` that names every entry missing, left over, or of another shape."
-    state = net.state_dict()
+    state = {k: v for k, v in net.state_dict().items() if isinstance(v, Tensor)}
     wrong  = [f'{k} is missing' for k in state if k not in theta]
     wrong += [f'{k} is not in the network' for k in theta if k not in state]
     wrong += [f'{k} has shape {tuple(v.shape)}, in the network {tuple(state[k].shape)}'
@@ -37,6 +37,7 @@ def rewind(
 ) -> nn.Module:                             # `net`, holding m ⊙ theta
     "Set weights and buffers back to theta, pruned weights to zero. Frankle & Carbin (2019), §1."
     check_fit(theta, net)
-    for k, v in net.state_dict().items(): v.copy_(theta[k])
+    for k, v in net.state_dict().items():
+        if k in theta: v.copy_(theta[k])  # and no extra state
     if masks is not None: apply_masks(net, masks)
     return net

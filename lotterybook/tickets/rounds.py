@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook as before_any_step
 from ..foundations.arguments import check_settings, plain
-from ..foundations.checkpoints import checksum, load_run, save_run
+from ..foundations.checkpoints import checksum, load_run, save_run, snapshot
 from ..foundations.files import make_folder
 from ..foundations.randomness import mixed_seed, random_stream
 from ..foundations.running import Run
@@ -71,7 +71,7 @@ class _Watch:
             if any(not _same(mask, run.masks[k].to(mask.device)) for k, mask in before):
                 raise ValueError('train(run) changed run.masks; in a search only prune may')
             self.held = held
-        held.check(trust=run.batch is not None)
+        held.check(trust=run.batch is not None and run.trusted)
 
 class _BeforeForward:
     "The watch as a hook of a network; copies and files of the network have one that does nothing."
@@ -130,7 +130,7 @@ class KeptRounds:
         run: Run,  # at the beginning of a round
     ) -> Path:     # gone when the round is done
         "Where a training in flight keeps its state, by the weights and masks it began with."
-        start = checksum([*run.net.state_dict().values(), *run.masks.values()])
+        start = checksum([*snapshot(run.net).values(), *run.masks.values()])
         return self.folder/f'.{self.name}-round{run.round}-{start:08x}.state'
 
     def read(self,
@@ -154,6 +154,7 @@ class KeptRounds:
             raise ValueError(f'{file} is of another search: {differ:.1%} of its masks differ from '
                              'what prune now gives')
         self.found += 1
+        self._tidy(run.round)
         run.set_masks(ticket.masks)
         rewind(run.net, ticket.theta_T)
         return ticket
@@ -163,7 +164,9 @@ class KeptRounds:
     ) -> Ticket:         # with the settings of the search
         "Keep a round."
         ticket = ticket._replace(settings=dict(ticket.settings, search=self.settings))
-        done   = ticket.settings['round']
-        save_ticket(ticket, self.file(done))
-        for state in self.folder.glob(f'.{self.name}-round{done}-*.state'): state.unlink()
+        save_ticket(ticket, self.file(ticket.settings['round']))
+        self._tidy(ticket.settings['round'])
         return ticket
+
+    def _tidy(self, done: int) -> None:
+        for state in self.folder.glob(f'.{self.name}-round{done}-*.state'): state.unlink()

@@ -3,11 +3,13 @@ import json, pickle
 from functools import partial
 from pathlib import Path
 from zlib import crc32
+import numpy as np
 import pytest, torch
 from torch import nn
 from kills import Kill, same
 from lotterybook.foundations import files
 from lotterybook.foundations.arguments import check_settings
+from lotterybook.foundations.arguments import plain
 from lotterybook.foundations.checkpoints import (
     advance_kept, checksum, load_run, save_run, snapshot, training_settings)
 from lotterybook.foundations.data import load
@@ -106,7 +108,7 @@ def test_tied_weights_stay_shared(tmp_path):
 def test_tensors_and_plain_values_only(file):
     "The file is read by PyTorch's reader that runs no code."
     kept = torch.load(file, weights_only=True)
-    assert kept.keys() == {'run', 'settings'} and kept['settings'] == settings
+    assert kept.keys() == {'run', 'settings'} and kept['settings'] == plain(settings, 'settings')
     assert kept['run']['step'] == 7 and len(kept['run']['rows']) == 7
 
 # --- files that are refused
@@ -192,12 +194,19 @@ def test_a_write_that_fails(name, file, monkeypatch):
     with pytest.raises(OSError, match='disk full'): do(beginning(), file)  # from step 7 to 10
     assert file.read_bytes() == before and [*file.parent.iterdir()] == [file]
 
-def test_what_cannot_be_written(file):
-    "The old file stays if a hook remembers what cannot be written."
-    run, before = beginning(), file.read_bytes()
-    run.extra['rate'] = lambda step: .1
-    with pytest.raises((AttributeError, pickle.PicklingError)): save_run(run, file, settings)
-    assert file.read_bytes() == before and [*file.parent.iterdir()] == [file]
+@pytest.mark.parametrize('odd', [np.float64(.5), Path('a'), lambda step: .1])
+def test_what_cannot_be_read_back(odd, file):
+    "Refused when it is written, not after a kill, wherever it is; the old file stays."
+    before = file.read_bytes()
+    def fails(change, given=settings):
+        run = beginning()
+        change(run)
+        with pytest.raises((ValueError, AttributeError, pickle.PicklingError)):
+            save_run(run, file, given)
+        assert file.read_bytes() == before and [*file.parent.iterdir()] == [file]
+    fails(lambda run: run.rows.append(dict(score=odd)))
+    fails(lambda run: run.extra.update(rate=odd))
+    if not isinstance(odd, np.floating): fails(lambda run: None, dict(settings, lr=odd))  # a number
 
 # --- advance_kept
 
@@ -306,10 +315,16 @@ def test_what_makes_a_training():
 
 first = dict(masks={'layer1.weight': torch.rand(300, 64, generator=rng(0)) < .5})
 
+def slower(params, lr):
+    "The last layer has a rate of its own."
+    *rest, weight, bias = params
+    return torch.optim.Adam([dict(params=rest), dict(params=[weight, bias], lr=lr/10)], lr=lr)
+
 @pytest.mark.parametrize('change, names', [
+    (dict(optimizer=slower), 'options'),
     (dict(net=lenet(64, seed=1)), 'weights'), (first, 'masks weights'), (dict(seed=1), 'seed'),
-    (dict(optimizer=torch.optim.AdamW), 'optimizer weight_decay decoupled_weight_decay'),
-    (dict(optimizer=partial(torch.optim.Adam, betas=(.5, .9))), 'betas'),
+    (dict(optimizer=torch.optim.AdamW), 'optimizer options'),
+    (dict(optimizer=partial(torch.optim.Adam, betas=(.5, .9))), 'options'),
     (dict(rates=[.1]), 'rates'), (dict(data=[torch.ones(1)]), 'data'), (dict(steps=3), 'steps')])
 def test_another_training(change, names):
     "Each part is told, and no other."

@@ -333,10 +333,14 @@ def test_a_hook_that_draws_shifts_nothing():
     assert not same(end(seeded(digit_batches(), 0), []), end(seeded(digit_batches(), 1), []))
 
 def test_seeded_steps():
-    "What a step draws does not depend on where the run began, and no two steps draw the same."
-    def draws(start, end): return [torch.rand(2).tolist() for _ in seeded(ones(), 3)(start, end)]
-    assert draws(4, 6) == draws(0, 6)[4:]
-    assert len({tuple(o) for o in draws(0, 6)}) == 6
+    "What a step or its batch draws is the same wherever a run began, and differs between steps."
+    def noisy(start, end): return (torch.rand(()).item() for _ in range(start, end))
+    def draws(start, end, more=0):
+        for batch in seeded(noisy, 3)(start, end):
+            yield batch, torch.rand(()).item()
+            torch.rand(more)
+    assert [*draws(4, 6)] == [*draws(0, 6)][4:] == [*draws(0, 6, more=5)][4:]
+    assert len({o for pair in draws(0, 6) for o in pair}) == 12
 
 # --- f. formulas
 

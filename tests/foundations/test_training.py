@@ -206,8 +206,8 @@ def test_killed_and_resumed(whole, file):
     (dict(seed=6), 'seed was 5, is 6.'), (dict(steps=150), 'steps was 120, is 150.'),
     (dict(batch_size=59), 'batch_size was 60, is 59.'),
     (dict(eval_every=12), 'eval_every was 10, is 12.'),
-    (dict(lr=.1), 'lr was 0.0012, is 0.1.'), (dict(lr=lambda step: 1.2e-3), 'rates was 0, is '),
-    (dict(optimizer=partial(FusedAdam, betas=(.8, .9))), 'betas was [0.9, 0.999], is [0.8, 0.9].'),
+    (dict(lr=.1), 'options was '), (dict(lr=lambda step: 1.2e-3), 'rates was 0, is '),
+    (dict(optimizer=partial(FusedAdam, betas=(.8, .9))), 'options was '),
     (dict(optimizer=torch.optim.Adam), "optimizer was 'FusedAdam', is 'Adam'"),
     (dict(net=fresh(1)), 'weights was '),
     (dict(masks={'layer1.weight': torch.rand(200, 64) < .5}), 'masks was 0, is '),
@@ -239,7 +239,7 @@ def test_a_rate_that_differs_in_one_step(tmp_path):
     with pytest.raises(KeyboardInterrupt): go(lambda step: .1/(1 + step), loss=Calls(7, kill))
     with pytest.raises(ValueError, match='another run: rates was'):
         go(lambda step: .1/(1 + step)*(step != 7))
-    with pytest.raises(ValueError, match='another run: lr was 0.1, is 0.2; rates was'):
+    with pytest.raises(ValueError, match='another run: options was .* rates was'):
         go(lambda step: .2/(1 + step))
     def same_rate(step): return .1/(step + 1)
     assert go(same_rate)['history'][-1]['step'] == 8
