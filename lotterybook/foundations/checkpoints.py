@@ -45,10 +45,11 @@ def training_settings(
     groups = [{k: v for k, v in group.items() if isinstance(v, int | float | tuple)}
               for group in run.optimizer.param_groups]
     rates  = torch.tensor(list(rates), dtype=torch.float64)
-    sums   = dict(rates=[rates], data=data, masks=run.masks.values(),
+    masked = sorted(run.masks)
+    sums   = dict(rates=[rates], data=data, masks=[run.masks[name] for name in masked],
                   weights=snapshot(run.net).values())
     return dict(optimizer=type(run.optimizer).__name__, options=groups, seed=run.seed,
-                net=crc32(str(run.net).encode()),
+                net=crc32(f'{run.net} {masked}'.encode()),
                 **{name: checksum(tensors) for name, tensors in sums.items()}, **given)
 
 # %% ../../nbs/7_foundations/745_checkpoints.ipynb #export-save
@@ -82,6 +83,10 @@ def load_run(
     if not isinstance(kept, dict) or kept.keys() != {'run', 'settings'}:
         raise ValueError(f'{file} holds tensors, but not the state of a run. Name another file.')
     check_settings(kept['settings'], settings, file)
+    own, other = run.net.state_dict(), kept['run']['net']
+    def shape(state, k): return getattr(state[k], 'shape', None) if k in state else 'none'
+    differ = [k for k in own | other if shape(own, k) != shape(other, k)]
+    if differ: raise ValueError(f'{file} is of another network: {", ".join(differ)} do not fit')
     run.load_state_dict(kept['run'], copy=False)
     return run
 
@@ -99,6 +104,7 @@ def advance_kept(
     every: int = 1000,           # steps between writes
 ) -> Run:                        # `run`
     "Train until `end` steps are taken; after a kill, the same call goes on from the last write."
+    hooks = list(hooks)
     checked_size(every, 'every')
     if file is None: return advance(run, objective, batches, end, hooks, step)
     if Path(file).exists(): load_run(run, file, settings)

@@ -66,4 +66,5 @@ class ShowProgress(Hook):
     ):
         self.bar, self.every = bar, every
     def after_step(self, run: Run) -> None:
-        if self.bar and run.step % self.every == 0: self.bar.update(run.step - self.bar.n)
+        if self.bar and (run.step % self.every == 0 or run.step == self.bar.total):
+            self.bar.update(run.step - self.bar.n)

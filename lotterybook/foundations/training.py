@@ -146,6 +146,8 @@ def train_run(
     "Train a classifier; early stop by validation, test data last. Frankle & Carbin (2019), §2."
     if checked_size(steps, 'steps') <= run.step:
         raise ValueError(f'steps={steps}, and {run.step} are taken: nothing is left to train')
+    for name, size in dict(eval_every=eval_every, save_every=save_every).items():
+        checked_size(size, name)
     if file and settings is None:
         raise ValueError('file needs settings: plain values that make this run another one')
     device = device or next(run.net.parameters()).device

@@ -49,7 +49,8 @@ def test_plain_is_a_copy():
 @pytest.mark.parametrize('before, now', [
     ({}, {}), (dict(a=1, b='x'), dict(b='x', a=1)), (dict(a=(1, 2)), dict(a=[1, 2])),
     (dict(a=math.nan), dict(a=math.nan)), (dict(a=np.float64(.1), b=np.int64(3)), dict(a=.1, b=3)),
-    (dict(a=.5), dict(a=torch.tensor(.5))), (dict(a=None), dict(a=None)),
+    (dict(a=.5), dict(a=torch.tensor(.5))), (dict(a=None), dict(a=None)), (dict(a=1), dict(a=1.)),
+    (dict(a=dict(b=1, c=2)), dict(a=dict(c=2, b=1))), (dict(a=[math.nan]), dict(a=(math.nan,))),
     (dict(a=math.inf), dict(a=np.inf)), (dict(a={'b': (1,)}), dict(a={'b': [1]}))])
 def test_the_same_settings(before, now):
     "However they are written, in either order of comparing."

@@ -179,8 +179,10 @@ def test_settings_of_another_run(given, told, file):
 def test_settings_written_otherwise(file):
     "Lists for tuples, another order, single numbers of tensors: the same settings."
     lr = torch.tensor(.01, dtype=torch.float64)
-    given = dict(widths=[torch.tensor(30), 20], lr=lr, data='digits')
+    given = dict(widths=[torch.tensor(30), np.int64(20)], lr=lr, data='digits')
     assert load_run(beginning(), file, given).step == 7
+    save_run(load_run(beginning(), file, given), file, dict(given, lr=np.float32(.5)))
+    assert load_run(beginning(), file, dict(settings, lr=.5)).step == 7
 
 # --- written whole
 
@@ -194,7 +196,7 @@ def test_a_write_that_fails(name, file, monkeypatch):
     with pytest.raises(OSError, match='disk full'): do(beginning(), file)  # from step 7 to 10
     assert file.read_bytes() == before and [*file.parent.iterdir()] == [file]
 
-@pytest.mark.parametrize('odd', [np.float64(.5), Path('a'), lambda step: .1])
+@pytest.mark.parametrize('odd', [np.ones(2), Path('a'), lambda step: .1])
 def test_what_cannot_be_read_back(odd, file):
     "Refused when it is written, not after a kill, wherever it is; the old file stays."
     before = file.read_bytes()
@@ -266,6 +268,11 @@ def test_a_finished_run(tmp_path):
     assert same(do(beginning(seed=1), tmp_path/'run', never).state_dict(), done)
     assert (tmp_path/'run').stat().st_mtime_ns == when
 
+def test_a_file_that_is_too_far(file):
+    "Of seven steps, where four are wanted: an error, not a run that is longer than it says."
+    with pytest.raises(ValueError, match='has taken 7 steps already, and end=4'):
+        do(beginning(), file, end=4)
+
 def test_steps_of_a_state(tmp_path):
     "Writes stand at multiples of `every`, wherever the run begins."
     seen, run, file = [], advance(beginning(), classification(), batches, 3), tmp_path/'run'
@@ -296,6 +303,9 @@ def test_snapshot():
     assert same(theta, dict(before)) and 'norm1.running_mean' in theta
     assert not any(t.requires_grad for t in theta.values())
     assert snapshot(lenet(64))['layer1.weight'].stride() == (1, 300)
+    class Told(nn.Linear):
+        def get_extra_state(self): return 'anything'
+    assert snapshot(Told(2, 1)).keys() == {'weight', 'bias'}  # no extra state
 
 # --- what makes a training this one
 
@@ -322,6 +332,7 @@ def slower(params, lr):
 
 @pytest.mark.parametrize('change, names', [
     (dict(optimizer=slower), 'options'),
+    (dict(net=nn.Sequential(*lenet(64, seed=0))), 'net'),
     (dict(net=lenet(64, seed=1)), 'weights'), (first, 'masks weights'), (dict(seed=1), 'seed'),
     (dict(optimizer=torch.optim.AdamW), 'optimizer options'),
     (dict(optimizer=partial(torch.optim.Adam, betas=(.5, .9))), 'options'),

@@ -88,6 +88,14 @@ def test_the_first_bad_step(every, at):
         advance(run, *losses_like(*bad), 20, [FiniteLoss(every)])
     assert run.step == at
 
+def test_the_last_losses_are_looked_at():
+    "After `end`, and where another hook stops the run: no run ends with one that is not finite."
+    class Stop(Hook):
+        def after_step(self, run): run.stopped = run.step == 9
+    for hooks in ([FiniteLoss(100, 9)], [Stop(), FiniteLoss(100)]):
+        with pytest.raises(FloatingPointError, match='step 7 is nan'):
+            advance(linear_run(), *losses_like(*bad), 9, hooks)
+
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
 def test_all_that_is_not_finite(value):
     "Infinite on either side, or NaN; large numbers are fine."

@@ -409,6 +409,18 @@ def test_batches_that_end_early():
     assert run.step == 4
     assert advance(run, total, ones(), 9).step == 9
 
+def test_batches_without_an_end():
+    "They are pulled as far as they are needed, and no further; not at all where nothing is left."
+    pulled = []
+    def endless(start, end):
+        while True:
+            pulled.append(start)
+            yield torch.ones(2, 3)
+    run = advance(linear_run(), total, endless, 3)
+    assert run.step == 3 and pulled == [0]*3
+    assert advance(run, total, endless, 3).step == advance(run, total, endless, 2).step == 3
+    assert pulled == [0]*3
+
 def test_a_step_of_your_own():
     "`step=` replaces the step: it gets run, objective and hooks; counting and `after_step` stay."
     calls = []
@@ -743,6 +755,26 @@ def test_tied_weights():
     assert same(advance(run, loss, batches, 5).state_dict(), end)
     with pytest.raises(ValueError, match="'b.weight' fits no parameter"):
         run.set_masks({'b.weight': run.masks['a.weight']})
+
+def test_sparse_gradients_are_refused():
+    "They cannot be masked: an error that names the layer; without a mask they are fine."
+    net = nn.Embedding(4, 3, sparse=True)
+    def go(masks):
+        run = Run(net, torch.optim.SGD(net.parameters(), .1), masks)
+        def words(start, end): return (torch.tensor([0, 2]) for _ in range(start, end))
+        return advance(run, lambda net, ids: net(ids).sum(), words, 2)
+    assert go(None).step == 2
+    with pytest.raises(ValueError, match="'weight' has sparse gradients"):
+        go({'weight': torch.rand(4, 3) < .5})
+
+@pytest.mark.parametrize('state, run', [(linear_run(), Run(nn.Linear(3, 1))),
+                                        (Run(nn.Linear(3, 1)), linear_run())])
+def test_a_state_with_another_optimizer(state, run):
+    "One with an optimizer and one without: refused, and the run stays as it is."
+    before = run.state_dict()
+    with pytest.raises(ValueError, match='only one has an optimizer'):
+        run.load_state_dict(state.state_dict())
+    assert same(run.state_dict(), before)
 
 def test_a_run_without_an_optimizer():
     "For loops of others: masks, states and rewinds work all the same."

@@ -433,6 +433,42 @@ def test_patience(patience, looks, every):
     run = validated(losses, 10*every, every=every, patience=patience)
     assert run.step == looks*every and run.stopped == (looks < 10)
 
+def test_the_best_of_a_size():
+    "Weights of another sparsity are no rivals: after pruning, the best are those pruned so far."
+    class Prune(Hook):
+        def after_step(self, run):
+            if run.step == 3: run.set_masks({'weight': torch.zeros(1, 1).bool()})
+    losses = iter([1., .5, 3., 2., 4.])
+    net = nn.Linear(1, 1)
+    run = Run(net, torch.optim.SGD(net.parameters(), .1), {'weight': torch.ones(1, 1).bool()})
+    validate = Validate(lambda net: dict(validation_loss=next(losses)), 1)
+    advance(run, lambda net, _: net.bias.sum(), lambda start, end: range(start, end), 5,
+            [Prune(), validate])
+    assert run.extra['best']['step'] == 4 and run.extra['best']['loss'] == 2.
+    assert not run.extra['best']['weights']['weight'].any()
+
+def test_a_run_that_is_stopped_is_validated():
+    "Where a hook stops it before the first validation, that is the step of its best weights."
+    class Stop(Hook):
+        def after_step(self, run): run.stopped = run.step == 3
+    run = fresh_run()
+    outcome = train_run(run, digits, steps=50, hooks=[Stop()])
+    assert run.step == outcome['stop_step'] == 3
+    assert [row['step'] for row in outcome['history']] == [3]
+
+def test_extra_state():
+    "A network that remembers more than tensors is trained, killed and resumed all the same."
+    class Told(nn.Sequential):
+        told = 0
+        def forward(self, x):
+            self.told += self.training
+            return super().forward(x)
+        def get_extra_state(self): return self.told
+        def set_extra_state(self, told): self.told = told
+    net = Told(nn.Flatten(), nn.Linear(64, 10))
+    train(net, digits, steps=7, eval_every=3)
+    assert net.told == 7
+
 def test_how_it_measures():
     "In evaluation mode, without gradients; afterwards as before."
     def measure(net):
