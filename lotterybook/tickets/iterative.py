@@ -10,7 +10,6 @@ __all__ = ['tickets', 'find_ticket']
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from ..foundations.arguments import checked_size
 from ..foundations.checkpoints import snapshot
@@ -41,20 +40,19 @@ def tickets(
     prune: Callable[[Run], Masks],      # masks of the next round, from trained net and masks
     rounds: int,                        # of pruning
     kept: KeptRounds | None = None,     # a folder that rounds are read from and written to
-) -> Iterator[tuple[Run, Ticket]]:      # a run for each round, as it ended, and its ticket
+) -> Iterator[tuple[Run, Ticket]]:      # the run as the round left it, and the round's ticket
     "Train, prune, rewind, again and again. Frankle & Carbin (2019), §1."
     if run.stopped: raise ValueError('the run has been stopped by a hook: no round would train')
-    start, theta_0 = deepcopy(run), snapshot(run.net)
+    start, theta_0, optimizer = run.state_dict(), snapshot(run.net), run.optimizer
     for r in range(rounds + 1):
-        run.round = r
-        masks = _pruned(run, prune) if r else run.masks     # from what the last round trained
-        run   = deepcopy(start)                             # rewind
         run.round, run.file = r, None
-        run.set_masks(masks)
+        masks = _pruned(run, prune) if r else run.masks     # from what the last round trained
+        run.optimizer = optimizer                           # a loop may have brought its own
+        run.load_state_dict(start | dict(masks=masks))      # rewind
         ticket = kept and kept.read(run, theta_0)
         if not ticket:
             run.file = kept and kept.state(run)
-            run.net.train()
+            run.net.train().zero_grad()
             outcome = trained(run, train)
             notes   = dict(seed=run.seed, round=r, remaining=remaining(masks), outcome=outcome)
             masks   = {name: mask.to('cpu', copy=True) for name, mask in masks.items()}

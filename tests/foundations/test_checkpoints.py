@@ -333,7 +333,7 @@ def slower(params, lr):
 @pytest.mark.parametrize('change, names', [
     (dict(optimizer=slower), 'options'),
     (dict(net=nn.Sequential(*lenet(64, seed=0))), 'net'),
-    (dict(net=lenet(64, seed=1)), 'weights'), (first, 'masks weights'), (dict(seed=1), 'seed'),
+    (dict(net=lenet(64, seed=1)), 'weights'), (first, 'masks net weights'), (dict(seed=1), 'seed'),
     (dict(optimizer=torch.optim.AdamW), 'optimizer options'),
     (dict(optimizer=partial(torch.optim.Adam, betas=(.5, .9))), 'options'),
     (dict(rates=[.1]), 'rates'), (dict(data=[torch.ones(1)]), 'data'), (dict(steps=3), 'steps')])

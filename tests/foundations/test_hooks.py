@@ -149,7 +149,7 @@ def test_bar_moves_every_so_often():
     "It stands still in between."
     moves = []
     class Bar:
-        n = 0
+        n, total = 0, 9
         def update(self, steps): self.n += steps; moves.append(self.n)
     advance(linear_run(), total, ones, 9, [ShowProgress(Bar(), 3)])
     assert moves == [3, 6, 9]
