@@ -9,6 +9,7 @@ __all__ = ['refuse_old_form', 'first_run', 'trained', 'KeptRounds']
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 import inspect
+from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -76,7 +77,10 @@ class _Watch:
 class _BeforeForward:
     "The watch as a hook of a network; copies and files of the network have one that does nothing."
     def __init__(self, watch: _Watch | None = None): self.watch = watch
-    def __reduce__(self): return _BeforeForward, ()
+    def __reduce__(self):
+        if self.watch and get_spawning_popen():  # there, nobody would watch
+            raise ValueError('train(run) sends run.net to another process; train it in this one')
+        return _BeforeForward, ()
     def __call__(self, *_):
         if self.watch and not torch.compiler.is_compiling(): self.watch()
 
