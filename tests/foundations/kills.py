@@ -1,4 +1,4 @@
-"What several tests here need: a kill at any moment of a step, equality of all that a run holds."
+"What several tests here need: a kill at any moment of a step."
 import pytest, torch
 from lotterybook.foundations.running import Hook
 
@@ -9,14 +9,6 @@ class Kill(Hook):
         setattr(self, moment, self.kill)
     def kill(self, run):
         if run.step == self.step: raise KeyboardInterrupt
-
-def same(a, b):
-    "Whether two things are of the same kinds and bits, whatever is in them."
-    if type(a) is not type(b): return False
-    if isinstance(a, torch.Tensor): return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 def killed_and_resumed(make, do, file, kills):
     "The state in which `do(run, file, hooks)` ends, after kills, each followed by a new run."

@@ -6,7 +6,8 @@ from zlib import crc32
 import numpy as np
 import pytest, torch
 from torch import nn
-from kills import Kill, same
+from kills import Kill
+from sameness import same
 from lotterybook.foundations import files
 from lotterybook.foundations.arguments import check_settings
 from lotterybook.foundations.arguments import plain

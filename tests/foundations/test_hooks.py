@@ -4,7 +4,8 @@ from io import StringIO
 import pytest, torch
 from torch import nn
 from tqdm import tqdm
-from kills import Kill, same
+from kills import Kill
+from sameness import same
 from lotterybook.foundations.checkpoints import advance_kept
 from lotterybook.foundations.hooks import ClipGradient, FiniteLoss, LearningRate, ShowProgress
 from lotterybook.foundations.running import Hook, Run, advance

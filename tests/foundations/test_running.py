@@ -6,7 +6,8 @@ from itertools import accumulate
 import pytest, torch
 from torch import nn
 from torch.nn import functional as F
-from kills import Kill, killed_and_resumed, same
+from kills import Kill, killed_and_resumed
+from sameness import same
 from lotterybook.foundations.checkpoints import advance_kept, snapshot
 from lotterybook.foundations.data import load
 from lotterybook.foundations.fast_steps import FusedAdam

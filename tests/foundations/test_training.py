@@ -6,7 +6,8 @@ import pytest, torch
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from kills import Kill, same
+from kills import Kill
+from sameness import same
 from lotterybook.foundations.data import load
 from lotterybook.foundations.fast_steps import FusedAdam, flushed_denormals
 from lotterybook.foundations.networks import batchnorm_mlp, lenet

@@ -8,7 +8,8 @@ import pytest, torch
 from torch import nn
 from torch.nn import functional as F
 from ticket_loops import (
-    batches, cross_entropy, digits, files, idle, make_run, mlp, same, stranger, unheld, with_sgd)
+    batches, cross_entropy, digits, files, idle, make_run, mlp, stranger, unheld, with_sgd)
+from sameness import same
 from lotterybook.foundations.checkpoints import snapshot
 from lotterybook.foundations.plots import Method
 from lotterybook.foundations.running import Run, advance, seeded

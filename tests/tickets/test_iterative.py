@@ -7,8 +7,9 @@ import pytest, torch
 from torch import nn
 from torch.nn import functional as F
 from ticket_loops import (
-    batches, cross_entropy, digits, files, idle, loader, make_run, mlp, same, stranger, with_sgd,
-    x60, y60)
+    batches, cross_entropy, digits, files, idle, loader, make_run, mlp, stranger, with_sgd, x60,
+    y60)
+from sameness import same
 from lotterybook.foundations import files as writing
 from lotterybook.foundations.checkpoints import snapshot
 from lotterybook.foundations.networks import batchnorm_mlp, lenet

@@ -6,8 +6,9 @@ import pytest, torch
 from torch import nn
 from torch.nn import functional as F
 from ticket_loops import (
-    batches, cross_entropy, dense, files, idle, loader, make_run, mlp, same, sgd, stranger,
-    unheld, watches, with_sgd, x60, y60)
+    batches, cross_entropy, dense, files, idle, loader, make_run, mlp, sgd, stranger, unheld,
+    watches, with_sgd, x60, y60)
+from sameness import same
 from lotterybook.foundations.checkpoints import snapshot
 from lotterybook.foundations.networks import lenet
 from lotterybook.foundations.randomness import rng

@@ -60,11 +60,3 @@ def watches(net):
     return (len(_global_optimizer_pre_hooks) + len(_global_optimizer_post_hooks) +
             sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in net.modules()) +
             sum(len(p._post_accumulate_grad_hooks or ()) for p in net.parameters()))
-
-def same(a, b):
-    "Whether two things are of the same kinds and bits, whatever is in them."
-    if type(a) is not type(b): return False
-    if isinstance(a, torch.Tensor): return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
-    return a == b
