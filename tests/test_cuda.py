@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pack_sequence
 from lotterybook.foundations.data import load
 from lotterybook.foundations.fast_steps import FusedAdam
 from lotterybook.foundations.networks import build
-from lotterybook.foundations.training import train
+from lotterybook.foundations.running import Run, seeded, take_step
+from lotterybook.foundations.training import train, train_run
 from lotterybook.ordered_neurons.on_lstm import ONLSTM
 from lotterybook.ordered_neurons.recurrence import find_engine
 from lotterybook.pruning.allocation import keep_top, per_layer
@@ -53,7 +54,7 @@ def test_train_as_on_the_cpu(digits, masked):
 class Stop(Exception): pass
 
 def test_resume_to_the_last_bit(digits, tmp_path):
-    settings = dict(steps=200, eval_every=50, checkpoint_every=50, device=DEVICE)
+    settings = dict(steps=200, eval_every=50, device=DEVICE)
     whole = lenet(digits)
     masks = half(whole)
     want = train(whole, digits, masks, **settings)
@@ -63,9 +64,10 @@ def test_resume_to_the_last_bit(digits, tmp_path):
         calls += 1
         if calls > 130: raise Stop
         return F.cross_entropy(logits, labels)
-    with pytest.raises(Stop): train(lenet(digits), digits, masks, loss=stopped, checkpoint=tmp_path/'run', **settings)
+    kept = dict(checkpoint=tmp_path/'run', save_every=50)
+    with pytest.raises(Stop): train(lenet(digits), digits, masks, loss=stopped, **kept, **settings)
     again = lenet(digits)
-    got = train(again, digits, masks, checkpoint=tmp_path/'run', **settings)
+    got = train(again, digits, masks, **kept, **settings)
     assert same(again.state_dict(), whole.state_dict())
     assert {k: v for k, v in got.items() if k != 'seconds'} == {k: v for k, v in want.items() if k != 'seconds'}
 
@@ -87,7 +89,9 @@ def test_fused_adam_and_a_weight_that_lies_the_other_way(digits):
             for _ in range(3): step(ours, adam)
             assert sum(revived(ours, on).values()) == 0
             for k, p in ours.named_parameters():
-                if k in masks: assert [m[~masks[k]].abs().max().item() for m in adam.moments(p)] == [0, 0]
+                if k not in masks: continue
+                moments = [m for m in adam.state[p].values() if m.shape == p.shape]
+                assert [m[~masks[k]].abs().max().item() for m in moments] == [0, 0]
 
 @pytest.mark.parametrize('n', [1, 1000, 300_000])
 def test_keep_top(n):
@@ -100,10 +104,13 @@ def test_keep_top(n):
 
 def test_two_rounds_of_a_search(digits, tmp_path):
     trained = []
-    def loop(net, masks):
-        trained.append(remaining(masks))
-        return train(net, digits, masks, steps=100, device=DEVICE)
-    def search(): return find_ticket(lambda: build('lenet', digits), loop, rounds=2, folder=tmp_path, progress=False)
+    def make_run(seed):
+        net = lenet(digits, seed)
+        return Run(net, FusedAdam(net.parameters()))
+    def loop(run):
+        trained.append(remaining(run.masks))
+        return train_run(run, digits, steps=100, device=DEVICE, file=run.file, settings={})
+    def search(): return find_ticket(make_run, loop, rounds=2, folder=tmp_path, settings={}, progress=False)
     tickets = search()
     assert [round(remaining(t.masks), 2) for t in tickets] == [1, .8, .64]
     for t in tickets: assert same(t.theta_0, tickets[0].theta_0)
@@ -113,6 +120,23 @@ def test_two_rounds_of_a_search(digits, tmp_path):
     for kept, read in zip(tickets, search()): # from the files
         assert all(torch.equal(kept.masks[k].cpu(), read.masks[k].cpu()) for k in kept.masks)
     assert len(trained) == runs
+
+def test_dropout_by_seed_and_step_on_the_device(digits):
+    def batches(start, end): yield from ((None, step) for step in range(start, end))
+    def draws(start): return [torch.rand(3, device=DEVICE) for _ in seeded(batches, 0)(start, 5)]
+    torch.rand(1, device=DEVICE) # the device's generator is in use
+    whole = draws(0)
+    assert all(a.equal(b) for a, b in zip(whole[2:], draws(2))) and not whole[0].equal(whole[1])
+
+def test_a_run_that_moves_between_rounds(digits):
+    "Made and advanced on the CPU, its momentum too, then trained on the device"
+    net = lenet(digits)
+    run = Run(net, torch.optim.SGD(net.parameters(), .1, momentum=.9), half(net))
+    run.batch = digits.x_train[:60], digits.y_train[:60]
+    take_step(run, lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]), [])
+    train_run(run, digits, steps=20, device=DEVICE)
+    assert sum(revived(run.net, run.masks).values()) == 0
+    assert all(m.device.type == DEVICE for state in run.optimizer.state.values() for m in state.values() if m is not None)
 
 # --- ON-LSTM in Triton's kernels (page 145)
 
