@@ -195,6 +195,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'lotterybook/foundations/plots.py'),
                                                'lotterybook.foundations.plots.curve': ( '7_foundations/plots.html#curve',
                                                                                         'lotterybook/foundations/plots.py'),
+                                               'lotterybook.foundations.plots.curves': ( '7_foundations/plots.html#curves',
+                                                                                         'lotterybook/foundations/plots.py'),
                                                'lotterybook.foundations.plots.label_end': ( '7_foundations/plots.html#label_end',
                                                                                             'lotterybook/foundations/plots.py'),
                                                'lotterybook.foundations.plots.label_ends': ( '7_foundations/plots.html#label_ends',

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['OKABE_ITO', 'METHODS', 'Method', 'style', 'use_style', 'label_end', 'label_ends', 'remaining_axis', 'curve',
-           'caption', 'baseline', 'save_picture']
+           'caption', 'baseline', 'curves', 'save_picture']
 
 # %% ../../nbs/7_foundations/710_plots.ipynb #imports-library
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -210,6 +210,23 @@ def baseline(
     ax.annotate(look.label if text is None else text, (1, y), xycoords=('axes fraction', 'data'),
                 xytext=(-2, 2), textcoords='offset points',
                 color=look.color, va='bottom', ha='right', fontsize=8)
+
+# %% ../../nbs/7_foundations/710_plots.ipynb #export-curves
+def curves(
+    ax: 'Axes',                 # its scales are set
+    series: Iterable[tuple],    # method, x, ys of each, as for `curve`
+    level: float | None = None, # of the dense network
+) -> None:
+    "Several curves, and the dense level, each with its name at the right edge."
+    ends = []
+    for method, x, ys in series:
+        curve(ax, x, ys, method, end=False)
+        look, last = Method(**style(method)), np.atleast_2d(np.asarray(ys, float))[:, -1]
+        ends.append((float(np.nanmean(last)), look.label, look.color))
+    if level is not None:
+        baseline(ax, level, text='')
+        ends.append((level, METHODS['dense'].label, METHODS['dense'].color))
+    label_ends(ax, ends)
 
 # %% ../../nbs/7_foundations/710_plots.ipynb #export-save-picture
 def save_picture(

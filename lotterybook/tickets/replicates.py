@@ -218,40 +218,27 @@ MEASURES = {  # label, factor
     'end_accuracy':   ('test accuracy at the end (%)', 100),
     'train_accuracy': ('training accuracy at the end (%)', 100)}
 
-def _draw_measure(
-    ax,               # matplotlib's
-    rows: list[dict], # of `search`
-    measure: str,     # one of `MEASURES`, or another column of numbers
-) -> None:
+def _draw_measure(ax, rows: list[dict], measure: str) -> None:
     "Every condition's curve of one measure against weights remaining."
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
     from lotterybook.foundations import plots
     label, scale = MEASURES.get(measure, (measure, 1))
-    left  = {r['round']: r['remaining'] for r in rows}  # the same for every condition
+    value = {(r['condition'], r['remaining'], r['seed']): scale*r[measure] for r in rows}
     seeds = sorted({r['seed'] for r in rows})
-    table = {(r['condition'], r['round'], r['seed']): scale*r[measure] for r in rows}
-    ends  = []
-    here  = dict.fromkeys(condition for condition, _, _ in table)
-    for c in sorted(here, key=lambda c: (*CONDITIONS, c).index(c)):
-        at = [n for n in sorted(left) if any((c, n, s) in table for s in seeds)]
-        ys = [[table.get((c, n, s), float('nan')) for n in at] for s in seeds]
-        look = CONDITIONS[c].look if c in CONDITIONS else plots.Method(**plots.style(c))
-        plots.curve(ax, [left[n] for n in at], ys, look, end=False)
-        last = [y[-1] for y in ys if y[-1] == y[-1]]
-        ends.append((sum(last)/len(last), look.label, look.color))
+    def series(c):
+        at = sorted({x for name, x, _ in value if name == c}, reverse=True)
+        ys = [[value.get((c, x, seed), float('nan')) for x in at] for seed in seeds]
+        return CONDITIONS[c].look if c in CONDITIONS else c, at, ys
     plots.remaining_axis(ax)
     ax.set_ylabel(label)
-    if measure == 'stop_step' and max(table.values()) > 4*min(table.values()):  # over decades
+    if measure == 'stop_step' and max(value.values()) > 4*min(value.values()):  # over decades
         ax.set_yscale('log')
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(StrMethodFormatter('{x:,.0f}'))
-    dense = [v for (c, n, _), v in table.items() if (c, n) == ('ticket', 0)]
-    if dense:
-        level = sum(dense)/len(dense)
-        plots.baseline(ax, level, text='')
-        ends.append((level, plots.METHODS['dense'].label, plots.METHODS['dense'].color))
-    plots.label_ends(ax, ends)
+    here  = sorted({c for c, _, _ in value}, key=lambda c: (*CONDITIONS, c).index(c))
+    dense = [v for (c, x, _), v in value.items() if (c, x) == ('ticket', 1)]
+    plots.curves(ax, map(series, here), sum(dense)/len(dense) if dense else None)
 
 def draw_search(
     rows: list[dict],  # of `search`
