@@ -379,6 +379,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'lotterybook/foundations/training.py'),
                                                   'lotterybook.foundations.training.example_batches': ( '7_foundations/training.html#example_batches',
                                                                                                         'lotterybook/foundations/training.py'),
+                                                  'lotterybook.foundations.training.holding': ( '7_foundations/training.html#holding',
+                                                                                                'lotterybook/foundations/training.py'),
                                                   'lotterybook.foundations.training.train': ( '7_foundations/training.html#train',
                                                                                               'lotterybook/foundations/training.py'),
                                                   'lotterybook.foundations.training.train_run': ( '7_foundations/training.html#train_run',

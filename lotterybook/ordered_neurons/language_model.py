@@ -9,8 +9,8 @@ __all__ = ['PRESETS', 'SAVE_EVERY', 'mean_nats', 'AverageWeights', 'begin_averag
 # %% ../../nbs/1_ordered_neurons/150_language_model.ipynb #imports-library
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from ..foundations.hooks import ClipGradient, FiniteLoss, LearningRate, ShowProg
 from ..foundations.progress import progress_bar
 from ..foundations.randomness import kept_generators, rng, seed_everything
 from ..foundations.running import Batches, Hook, Objective, Run, seeded
-from ..foundations.training import evaluating
+from ..foundations.training import evaluating, holding
 from .small_grammar import GoldCorpus, as_corpus
 from .text import Vocabulary, in_columns, stream, windows
 from .word_model import LanguageModel, save_language_model, window_loss
@@ -67,15 +67,11 @@ def begin_average(
     run.extra['average'] = dict(
         count=1, weights={name: p.detach().clone() for name, p in run.net.named_parameters()})
 
-@contextmanager
 def averaged(
-    run: Run,      # with or without an average
-) -> Generator:    # for `with`; gives `run`
+    run: Run,                   # with or without an average
+) -> AbstractContextManager:    # for `with`; gives the network
     "A block in which the network has the mean weights, if there is a mean."
-    own = snapshot(run.net)
-    if 'average' in run.extra: run.net.load_state_dict(own | run.extra['average']['weights'])
-    try: yield run
-    finally: run.net.load_state_dict(own)
+    return holding(run.net, run.extra['average']['weights'] if 'average' in run.extra else {})
 
 def stalled(
     history: list[float],  # validation loss after each epoch, nats

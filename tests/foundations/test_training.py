@@ -14,8 +14,8 @@ from lotterybook.foundations.networks import batchnorm_mlp, lenet
 from lotterybook.foundations.randomness import rng
 from lotterybook.foundations.running import Hook, Run, advance, seeded
 from lotterybook.foundations.training import (
-    Validate, batch_order, classification, evaluate, evaluating, example_batches, train, train_run,
-    validation)
+    Validate, batch_order, classification, evaluate, evaluating, example_batches, holding, train,
+    train_run, validation)
 torch.set_num_threads(1)
 digits = load('digits')
 
@@ -92,6 +92,20 @@ def test_modes_go_back():
     assert modes() == before
     evaluate(net, digits.x_test, digits.y_test)
     assert modes() == before and all(p.grad is None for p in net.parameters())
+
+def test_own_weights_come_back():
+    "After an error too, one about the other weights among them; those not given stay."
+    net, other = fresh(0), weights(fresh(1))
+    own  = weights(net)
+    some = {name: value for name, value in other.items() if name.startswith('output.')}
+    with holding(net, other): assert same(weights(net), other)
+    assert same(weights(net), own)
+    with holding(net, some): assert same(weights(net), own | some)
+    with pytest.raises(KeyError), holding(net, other): raise KeyError
+    assert same(weights(net), own)
+    misfit = other | {name: value[:1] for name, value in some.items()}
+    with pytest.raises(RuntimeError, match='size mismatch'), holding(net, misfit): pass
+    assert same(weights(net), own)
 
 # --- the protocol
 
