@@ -109,7 +109,7 @@ def test_two_rounds_of_a_search(digits, tmp_path):
         return Run(net, FusedAdam(net.parameters()))
     def loop(run):
         trained.append(remaining(run.masks))
-        return train_run(run, digits, steps=100, device=DEVICE, file=run.file, settings={})
+        return train_run(run, digits, steps=100, device=DEVICE, file=run.file)
     def search(): return find_ticket(make_run, loop, rounds=2, folder=tmp_path, settings={}, progress=False)
     tickets = search()
     assert [round(remaining(t.masks), 2) for t in tickets] == [1, .8, .64]

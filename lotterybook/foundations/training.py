@@ -151,7 +151,7 @@ def train_run(
     hooks: Iterable[Hook] = (),            # more of them, before validation
     device: str | None = None,             # as PyTorch writes it; None: where the network is
     file: str | Path | None = None,        # where the run's state is kept; None: nowhere
-    settings: dict | None = None,          # what makes this run another one; required with `file`
+    settings: dict | None = None,          # more that makes this run another one, such as a loss
     save_every: int = 5000,                # steps between writes
     progress: bool = False,                # show a bar
 ) -> dict: # stop_step, stop_accuracy, end_accuracy, train_accuracy, stop_loss (nats), history
@@ -160,11 +160,12 @@ def train_run(
         raise ValueError(f'steps={steps}, and {run.step} are taken: nothing is left to train')
     for name, size in dict(eval_every=eval_every, save_every=save_every).items():
         checked_size(size, name)
-    if file and settings is None:
-        raise ValueError('file needs settings: plain values that make this run another one')
     device = device or next(run.net.parameters()).device
     data, net = data.to(device), run.net.to(device).train()
     run.optimizer.load_state_dict(run.optimizer.state_dict())  # its memory to where the weights are
+    rates = map(lr, range(steps)) if lr else ()
+    given = dict(steps=steps, batch_size=batch_size, eval_every=eval_every, **(settings or {}))
+    mark  = training_settings(run, rates, data[1:5], **given) if file else {}
     with flushed_denormals(), kept_generators(), \
          progress_bar(steps, progress, unit='step', initial=run.step) as bar:
         rate    = [LearningRate(lambda run: lr(run.step))] if lr else []
@@ -172,7 +173,7 @@ def train_run(
                    Validate(validation(data), eval_every, steps), ShowProgress(bar, eval_every)]
         batches = example_batches(data.x_train, data.y_train, batch_size, run.seed)
         advance_kept(run, classification(loss), seeded(batches, run.seed), steps, hooks,
-                     file=file, settings=settings or {}, every=save_every)
+                     file=file, settings=mark, every=save_every)
         return _outcome(net, data, run)
 
 def _outcome(net: nn.Module, data: Splits, run: Run) -> dict:
@@ -205,10 +206,6 @@ def train(
     began = time.perf_counter()
     rate  = lr if callable(lr) else None
     run = Run(net.to(device), optimizer(net.parameters(), lr=rate(0) if rate else lr), masks, seed)
-    settings = checkpoint and training_settings(
-        run, map(rate, range(steps)) if rate else (), [*data[1:5]],
-        steps=steps, batch_size=batch_size, eval_every=eval_every)
     outcome = train_run(run, data, steps, batch_size, rate, loss, eval_every, device=device,
-                        file=checkpoint, settings=settings, save_every=save_every,
-                        progress=progress)
+                        file=checkpoint, save_every=save_every, progress=progress)
     return dict(outcome, seconds=time.perf_counter() - began)

@@ -117,9 +117,7 @@ def classification_parts(
         net = build(settings['net'], _data(settings['data'], 0))  # of the same shape for every seed
         return Run(net, FusedAdam(net.parameters(), lr=settings['lr']), seed=seed)
     def train(run: Run) -> dict:
-        mine = dict(_identity(settings), seed=run.seed, round=run.round)
-        data = _data(settings['data'], run.seed)
-        return train_run(run, data, file=run.file, settings=mine, **options)
+        return train_run(run, _data(settings['data'], run.seed), file=run.file, **options)
     scaled = partial(per_layer, scale=settings['scale'])
     return make_run, train, pruner(settings['rate'], allocation=scaled)
 

@@ -359,21 +359,24 @@ def test_rate_of_the_optimizer():
     train_run(run, digits, steps=6, lr=lambda step: .001*(step == 4))
     assert not any(map(torch.equal, before, run.net.parameters()))
 
-def test_a_file_needs_settings(tmp_path):
-    "Refused without, and nothing is trained; an empty dictionary is one."
-    run = fresh_run()
-    with pytest.raises(ValueError, match='file needs settings'):
-        train_run(run, digits, steps=4, file=tmp_path/'run')
-    assert run.step == 0 and not (tmp_path/'run').exists()
-    train_run(run, digits, steps=4, file=tmp_path/'run', settings={})
-    with pytest.raises(ValueError, match='another run: lr was not given, is 0.1'):
-        train_run(fresh_run(), digits, steps=4, file=tmp_path/'run', settings=dict(lr=.1))
+@pytest.mark.parametrize('other, what', [
+    (dict(lr=lambda step: 1/(2 + step)), 'rates'), (dict(steps=5), 'steps'),
+    (dict(batch_size=59), 'batch_size'), (dict(run=fresh_run(net_seed=1)), 'weights'),
+    (dict(data=load('digits', 1)), 'data'), (dict(settings=dict(loss='squared')), 'loss')])
+def test_a_file_of_another_training(other, what, tmp_path):
+    "Refused by name, and nothing is trained: the file holds what makes a training this one."
+    def go(run=None, data=digits, **options):
+        options = dict(steps=4, lr=lambda step: 1/(1 + step)) | options
+        return train_run(run or fresh_run(), data, file=tmp_path/'run', **options)
+    first = go()
+    with pytest.raises(ValueError, match=rf'another run: .*\b{what} was '): go(**other)
+    assert go() == first
 
 def test_killed_inside_train_run(tmp_path):
     "A run of its own, its file written every so often: the same outcome."
     def go(**more):
         return train_run(fresh_run(), digits, steps=20, eval_every=4, file=tmp_path/'run',
-                         settings={}, save_every=6, **more)
+                         save_every=6, **more)
     with pytest.raises(KeyboardInterrupt): go(hooks=[Kill(15)])
     assert torch.load(tmp_path/'run')['run']['step'] == 12
     assert go() == train_run(fresh_run(), digits, steps=20, eval_every=4)

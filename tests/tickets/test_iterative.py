@@ -467,7 +467,7 @@ def resumable_with(ticks, steps=12):
     "A loop that keeps its state in the run's file, with dropout, momentum and validation."
     def train(run):
         return train_run(run, digits, steps=steps, eval_every=4, hooks=[Dies(ticks)], file=run.file,
-                         settings=dict(seed=run.seed, round=run.round), save_every=3)
+                         save_every=3)
     return train
 
 def drop_run(seed, k=0):
@@ -641,7 +641,7 @@ def killed_in(round, folder, make=adam_run, prune=half):
     def train(run):
         dies = Dies(Ticks(20) if run.round == round else Ticks(0))
         return train_run(run, digits, steps=12, eval_every=4, hooks=[dies], file=run.file,
-                         settings=dict(seed=run.seed, round=run.round), save_every=3)
+                         save_every=3)
     with pytest.raises(KeyboardInterrupt):
         find(make, train, prune, rounds=2, folder=folder, settings={})
     assert any(file.startswith(f'.ticket-round{round}-') for file in files(folder))
