@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
+from zipfile import BadZipFile, ZipFile
 from zlib import crc32
 import torch
 from torch import Tensor, nn
@@ -75,14 +76,17 @@ def load_run(
 ) -> Run:              # `run`, at the step where it was saved
     "Read a run back, or raise a ValueError that says what is wrong with the file."
     device = next((p.device for p in run.net.parameters()), 'cpu')
-    try: kept = torch.load(BytesIO(Path(file).read_bytes()), map_location=device, weights_only=True)
-    except FileNotFoundError: raise
+    content = Path(file).read_bytes()
+    try:
+        if bad := ZipFile(BytesIO(content)).testzip(): raise BadZipFile(bad)
+        kept = torch.load(BytesIO(content), map_location=device, weights_only=True)
     except Exception as e:  # PyTorch raises many kinds
         raise ValueError(f'{file} is not the state of a run, or is damaged ({type(e).__name__}). '
                          'Remove it, and the run begins anew.') from e
     if not isinstance(kept, dict) or kept.keys() != {'run', 'settings'}:
         raise ValueError(f'{file} holds tensors, but not the state of a run. Name another file.')
     check_settings(kept['settings'], settings, file)
+    checked_size(kept['run']['step'], f'{file}: step', least=0)
     own, other = run.net.state_dict(), kept['run']['net']
     def shape(state, k): return getattr(state[k], 'shape', None) if k in state else 'none'
     differ = [k for k in own | other if shape(own, k) != shape(other, k)]

@@ -7,7 +7,6 @@ __all__ = ['word_dropout', 'LSTMStack', 'ModelOutput', 'LanguageModel', 'Loss', 
            'load_language_model']
 
 # %% ../../nbs/1_ordered_neurons/147_word_model.ipynb #imports-library
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..foundations.arguments import checked_fraction, checked_name, checked_size
+from ..foundations.checksums import read_tensor_file, tensor_file
 from ..foundations.files import write_atomically
 from ..foundations.training import evaluating
 from .lstm import LSTMWeights, gate_distances
@@ -214,25 +214,17 @@ def save_language_model(
     model: LanguageModel,  # any
 ) -> Path:                 # `path`
     "Write a model with its words and settings, whole or not at all."
-    from safetensors.torch import save
-    about = dict(settings=json.dumps(model.settings), words=json.dumps(model.vocabulary.words))
-    return write_atomically(
-        path, save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, about))
+    return write_atomically(path, tensor_file(model.state_dict(), settings=model.settings,
+                                              words=model.vocabulary.words))
 
 def load_language_model(
     path: str | Path,   # a file of `save_language_model`
 ) -> LanguageModel:     # in evaluation mode, on the CPU
     "Read a model."
-    from safetensors import SafetensorError, safe_open
-    try:
-        with safe_open(path, 'pt') as f:  # copies, for the file may change
-            about, weights = f.metadata() or {}, {k: f.get_tensor(k).clone() for k in f.keys()}
-    except SafetensorError as e:
-        raise ValueError(f'{path} is no safetensors file, or damaged ({e})') from e
+    weights, about = read_tensor_file(path)
     if not {'settings', 'words'} <= about.keys():
         raise ValueError(f'{path} holds tensors, but no language model of this book')
     with torch.device('meta'):  # no weights are drawn
-        model = LanguageModel(Vocabulary(json.loads(about['words'])),
-                              **json.loads(about['settings']))
+        model = LanguageModel(Vocabulary(about['words']), **about['settings'])
     model.load_state_dict(weights, assign=True)  # in their own precision
     return model.eval()

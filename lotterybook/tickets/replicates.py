@@ -194,15 +194,26 @@ def search(
     "Do what is missing of a search. Interrupted, it goes on when called again, to the same bits."
     with folder_lock(out):
         _claim(Path(out), settings)
+        _check_tickets(Path(out), plan)
         started()
         run = partial(run_one, settings=settings, out=str(out), parts=parts)
         results = sweep(run, plan, Path(out)/'runs', after=runs_before, name=run_file, **options)
     return [table_row(dict(c, **r)) for c, r in zip(plan, results)]
 
+def _check_tickets(out: Path, plan: list[dict]) -> None:
+    "Every finished round has its ticket: controls are made from it, and it is what was wanted."
+    for c in plan:
+        done = out/'runs'/f'{run_file(c)}.json'
+        if c['condition'] != 'ticket' or not done.exists(): continue
+        try: load_ticket(ticket_file(out, c['seed'], c['round']))
+        except ValueError as e:
+            raise ValueError(f'{e}. Its run is finished: remove the ticket and {done}, '
+                             'and the same call does them again') from e
+
 def _claim(out: Path, settings: dict) -> None:
-    "Note the settings of a search in its folder; refuse one where another has finished runs."
+    "Note the settings of a search in its folder; refuse one where another has begun."
     keep = out/'search.json'
-    if keep.exists() and any((out/'runs').glob('*.json')):
+    if keep.exists() and any((*out.glob('runs/*.json'), *out.glob('ticket-*.safetensors'))):
         before = json.loads(keep.read_text())
         check_settings(_identity(before), _identity(settings), out)
         rounds = max(settings.get('rounds', 0), before.get('rounds', 0))  # less takes nothing away

@@ -6,10 +6,12 @@
 __all__ = ['Ticket', 'save_ticket', 'load_ticket', 'ticket_to_torch', 'ticket_from_torch']
 
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-imports
-import json
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 from torch import Tensor, nn
+from ..foundations.arguments import plain
+from ..foundations.checksums import read_tensor_file, tensor_file
 from ..foundations.files import write_atomically
 from ..pruning.masks import check_masks, from_torch_prune, to_torch_prune
 from .rewinding import check_fit, rewind, snapshot
@@ -32,32 +34,15 @@ class Ticket(_Parts):
     ): return super().__new__(cls, theta_0, masks, theta_T, {} if settings is None else settings)
 
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-save
-def _as_json(settings: dict) -> str:
-    "Settings as text, or an error that says what JSON cannot hold."
-    try: return json.dumps(settings)
-    except TypeError as e:
-        raise ValueError(f'settings of a ticket hold numbers, text, lists and dicts: {e}') from e
-
-def _in_order(content: bytes) -> bytes:
-    "A file with sorted metadata: the order that safetensors writes changes from save to save."
-    size   = int.from_bytes(content[:8], 'little')
-    header = json.loads(content[8:8 + size])
-    header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
-    text  = json.dumps(header, separators=(',', ':')).encode()
-    text += b' '*(-len(text) % 8)  # numbers begin at a multiple of eight
-    return len(text).to_bytes(8, 'little') + text + content[8 + size:]
-
 def save_ticket(
     ticket: Ticket,    # any device
     path: str | Path,  # a `.safetensors`; its folder is made if it is missing
 ) -> Path:             # `path`
     "Write a ticket as safetensors: `init.*`, `mask.*`, `final.*`; settings and keys in its header."
-    from safetensors.torch import save
     parts   = dict(init=ticket.theta_0, mask=ticket.masks, final=ticket.theta_T or {})
-    tensors = {f'{part}.{k}': v.detach().cpu().contiguous()
-               for part, group in parts.items() for k, v in group.items()}
-    notes   = dict(settings=_as_json(ticket.settings), keys=json.dumps(sorted(tensors)))
-    content = _in_order(save(tensors, notes))
+    tensors = {f'{part}.{k}': v for part, group in parts.items() for k, v in group.items()}
+    content = tensor_file(tensors, keys=sorted(tensors),
+                          settings=plain(ticket.settings, 'settings of a ticket'))
     try: return write_atomically(path, content)
     except OSError as e:
         said = (f'the ticket was not written ({len(content):,} bytes): {e.strerror}; '
@@ -65,30 +50,18 @@ def save_ticket(
         raise OSError(e.errno, said, str(path)) from e
 
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-read
-def _read(path: Path) -> tuple[dict[str, Tensor], dict, list]:
-    "Tensors by name, settings, and the names that should be there; or why it cannot be read."
-    from safetensors import SafetensorError, safe_open
-    if not path.is_file(): raise ValueError(f'no ticket at {path}')
-    try:
-        with safe_open(path, 'pt') as f:
-            tensors = {k: f.get_tensor(k) for k in f.keys()}
-            notes   = f.metadata() or {}
-            settings, keys = (json.loads(notes.get('settings', '{}')),
-                              json.loads(notes.get('keys', '[]')))
-    except SafetensorError as e:
-        raise ValueError(f'{path} is no safetensors file, or was cut off: {e}') from e
-    except json.JSONDecodeError as e:
-        raise ValueError(f'{path}: its settings are no JSON: {e}') from e
-    if not isinstance(keys, list):
-        raise ValueError(f'{path}: its list of keys is a {type(keys).__name__}')
-    return tensors, settings, keys
-
 def _binary(name: str, mask: Tensor, path: Path) -> Tensor:
     "A mask as bool, if it holds nothing but 0 and 1."
     odd = mask[(mask != 0) & (mask != 1)]
     if len(odd):
         raise ValueError(f'{path}: mask.{name} holds {odd[0].item()!r}; a mask holds only 0 and 1')
     return mask.bool()
+
+def _warn_if_not_finite(tensors: dict[str, Tensor], path: Path) -> None:
+    "Name the entries that hold NaN or infinity."
+    names = [k for k, v in tensors.items() if not v.isfinite().all()]
+    if names: warnings.warn(f'{path}: {", ".join(names)} hold numbers that are not finite',
+                            stacklevel=3)
 
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-consistent
 def _check_parts(init: dict[str, Tensor], masks: dict[str, Tensor], final: dict[str, Tensor],
@@ -115,7 +88,11 @@ def load_ticket(
 ) -> Ticket:                      # on the CPU
     "Read a ticket; whatever is wrong with it is named."
     path = Path(path)
-    tensors, settings, keys = _read(path)
+    if not path.is_file(): raise ValueError(f'no ticket at {path}')
+    tensors, notes = read_tensor_file(path)
+    keys, settings = notes.get('keys', []), notes.get('settings', {})
+    if not isinstance(keys, list):
+        raise ValueError(f'{path}: its list of keys is a {type(keys).__name__}')
     absent = [str(k) for k in keys if str(k) not in tensors]
     if absent:
         raise ValueError(f'{path}: {", ".join(absent)} '
@@ -131,6 +108,7 @@ def load_ticket(
         check_fit(init, net, f'{path}, init.*')
         try: check_masks(masks, net)
         except ValueError as e: raise ValueError(f'{path}: {e}') from None
+    _warn_if_not_finite(tensors, path)
     return Ticket(init, masks, final or None, settings)
 
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-torch

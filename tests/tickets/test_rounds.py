@@ -674,7 +674,7 @@ def test_a_damaged_ticket(tmp_path):
     file = tmp_path/'ticket-round0.safetensors'
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError,
-                       match='ticket-round0.safetensors is no safetensors file, or was cut off'):
+                       match='ticket-round0.safetensors is not a safetensors file, or was cut off'):
         read(tmp_path)
     assert len(file.read_bytes()) == 1000
 

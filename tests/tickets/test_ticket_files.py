@@ -1,0 +1,170 @@
+"Tickets in files: exact to the bit, whole, and refused by name where something is wrong."
+import math, os, pickle, warnings
+from functools import partial
+import pytest, torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from sameness import same
+from torch.nn.utils import prune
+from lotterybook.foundations.checkpoints import snapshot
+from lotterybook.foundations.networks import batchnorm_mlp, lenet
+from lotterybook.pruning.masks import full_masks, kept
+from lotterybook.tickets.rewinding import rewind
+from lotterybook.tickets.ticket_files import (
+    Ticket, load_ticket, save_ticket, ticket_from_torch, ticket_to_torch)
+make  = partial(batchnorm_mlp, 64, widths=(40, 20))
+torch.manual_seed(0)
+masks = {k: torch.rand(m.shape) < .3 for k, m in full_masks(make(seed=0)).items()}
+
+@pytest.fixture
+def ticket():
+    found = dict(seed=0, round=6, outcome=dict(stop_accuracy=.97))
+    return Ticket(snapshot(make(seed=0)), masks, snapshot(make(seed=1)), found)
+
+@pytest.fixture
+def file(ticket, tmp_path): return save_ticket(ticket, tmp_path/'ticket.safetensors')
+
+# --- tickets
+
+def test_settings_of_its_own():
+    "A note made in one ticket does not appear in another; a ticket travels to other processes."
+    theta, masks = dict(weight=torch.ones(2)), dict(weight=torch.tensor([True, False]))
+    bare, other = Ticket(theta, masks), Ticket(theta, masks)
+    bare.settings['seed'] = 7
+    assert other.settings == Ticket({}, {}).settings == {}
+    assert pickle.loads(pickle.dumps(bare)).settings == dict(seed=7)
+    theta_0, _, theta_T, settings = bare._replace(settings=dict(seed=8))
+    assert theta_0 is theta and theta_T is None and settings == dict(seed=8)
+
+# --- there and back
+
+def test_every_kind_of_number(tmp_path):
+    "Single, double and half precision, integers, NaN, infinities, -0, a scalar, an empty tensor."
+    odd   = torch.tensor([0., -0., math.inf, -math.inf, math.nan, 1e-42])
+    theta = dict(bfloat=odd.bfloat16(), double=odd.double(), empty=torch.empty(0, 3), half=odd.half(),
+                 scalar=torch.tensor(7), single=odd, whole=torch.arange(3))
+    file  = save_ticket(Ticket(theta, dict(single=torch.rand(6) < .5)), tmp_path/'odd.safetensors')
+    with pytest.warns(UserWarning, match='init.bfloat, init.double, init.half, init.single hold numbers'):
+        back = load_ticket(file)
+    def bits(t): return t.dtype, t.shape, t.reshape(-1).view(torch.uint8).tolist()
+    assert {k: bits(v) for k, v in back.theta_0.items()} == {k: bits(v) for k, v in theta.items()}
+    assert back.theta_T is None and back.settings == {}
+
+def test_the_same_file(ticket, file):
+    "Saved again, read and saved, or stored by columns in memory: the same bytes."
+    back, net = load_ticket(file), make(seed=0)
+    for k, p in net.named_parameters():
+        if p.dim() == 2: p.data = p.data.t().contiguous().t()
+    columns = ticket._replace(theta_0=snapshot(net))
+    assert not columns.theta_0['layer1.weight'].is_contiguous()
+    for other in [ticket, back, columns]*3:  # an order left to chance would show
+        assert save_ticket(other, file.with_name('again')).read_bytes() == file.read_bytes()
+
+def test_memory_of_its_own(ticket, file):
+    "A ticket that was read stays as it is when its file is overwritten or cut."
+    back = load_ticket(file)
+    with open(file, 'r+b') as f: f.write(b'\0'*1000); f.truncate(2000)
+    assert same(back.theta_0, ticket.theta_0) and same(back.theta_T, ticket.theta_T)
+    back.theta_0['layer1.weight'].zero_()
+
+# --- files that are refused
+
+def damaged(file, metadata=None, **changes):
+    "The good file with entries changed, or removed if None, as another program writes it."
+    tensors = load_file(file) | {k.replace('__', '.'): v for k, v in changes.items()}
+    save_file({k: v for k, v in tensors.items() if v is not None}, file, metadata)
+    return file
+
+def refused(file, why, net=None):
+    "With the file's name and the reason."
+    with pytest.raises(ValueError) as e, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # files of others have no checksum
+        load_ticket(file, net)
+    assert why in str(e.value) and str(file) in str(e.value)
+
+m = masks['layer1.weight']
+@pytest.mark.parametrize('changes, why', [
+    (dict(init__layer1__weight=None), 'init.layer1.weight is missing'),
+    (dict(mask__layer1__weight=m.t().contiguous()), 'has shape (64, 40), init'),
+    (dict(mask__layer1__weight=m.float()*.5), 'layer1.weight holds 0.5'),
+    (dict(mask__layer1__weight=torch.where(m, 1., torch.nan)), 'holds nan'),
+    (dict(mask__layer1__weight=(2*m.to(torch.uint8)).view(torch.bool)), 'mask.layer1.weight is true or false, and holds a byte that is neither'),
+    (dict(final__norm1__running_var=None), 'final.norm1.running_var is missing'),
+    (dict(final__output__bias=torch.zeros(3)), 'final.output.bias has shape (3,)'),
+    ({f'mask__{k}': None for k in masks}, 'is no ticket')])
+def test_inconsistent(changes, why, file): refused(damaged(file, **changes), why)
+
+@pytest.mark.parametrize('gone, why', [
+    (['mask.layer2.weight'], 'mask.layer2.weight is missing'),
+    (['init.output.bias', 'final.output.bias'], 'final.output.bias, init.output.bias are missing'),
+    ([f'final.{k}' for k in sorted(make().state_dict())], 'final.norm2.weight')])
+def test_entries_that_only_the_list_misses(gone, why, file):
+    "Without its list of names such a file is a good one."
+    with safe_open(file, 'pt') as f: notes = {k: v for k, v in f.metadata().items() if k == 'keys'}
+    without = dict.fromkeys(gone)
+    refused(damaged(file, notes, **without), why)
+    with pytest.warns(UserWarning, match='has no checksum'): load_ticket(damaged(file))
+
+def test_notes_of_others(file):
+    for notes, why in ((dict(keys='{}'), 'list of keys is a dict'), (dict(settings='{seed'), 'are not JSON')):
+        refused(damaged(file, notes), why)
+
+def test_a_mask_of_numbers(file):
+    "0. and 1., from another program: fine."
+    damaged(file, mask__layer1__weight=m.float())
+    with pytest.warns(UserWarning, match='written by an older version or by another program'):
+        assert load_ticket(file).masks['layer1.weight'].equal(m)
+
+def test_cut_and_changed(file):
+    whole = file.read_bytes()
+    for length in (0, 5, 100, len(whole)//2, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        refused(file, 'is not a safetensors file, or was cut off')
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused(file, 'is damaged: it was changed after it was written')
+    file.write_text('not a ticket at all')
+    refused(file, 'is not a safetensors file')
+    for nowhere in (file.with_name('nowhere'), file.parent): refused(nowhere, 'no ticket at')
+
+def test_another_architecture(ticket, file, tmp_path):
+    refused(file, 'layer2.weight has shape (20, 40)', batchnorm_mlp(64, widths=(40, 30)))
+    net = lenet(64)
+    refused(save_ticket(Ticket(snapshot(net), full_masks(net)), tmp_path/'lenet'), 'norm1.weight is missing', make())
+    buffers = ticket._replace(masks=masks | {'norm1.running_mean': torch.rand(40) < .5})
+    refused(save_ticket(buffers, tmp_path/'buffer'), "mask 'norm1.running_mean' fits no parameter", make())
+
+# --- files that cannot be written
+
+@pytest.mark.parametrize('number, where', [
+    ('ENOSPC', 'os.fsync'), ('EROFS', 'builtins.open'), ('EACCES', 'os.replace')])
+def test_a_disk_that_refuses(number, where, ticket, file, monkeypatch):
+    "The error names the file, the old ticket is still there, and nothing lies beside it."
+    import errno
+    number, old, listing = getattr(errno, number), file.read_bytes(), sorted(os.listdir(file.parent))
+    def refuse(*_, **__): raise OSError(number, os.strerror(number))
+    with monkeypatch.context() as patched, pytest.raises(OSError, match='the ticket was not written') as e:
+        patched.setattr(where, refuse)
+        save_ticket(ticket._replace(settings=dict(seed=1)), file)
+    assert e.value.errno == number and str(file) in str(e.value)
+    assert file.read_bytes() == old and sorted(os.listdir(file.parent)) == listing
+
+def test_what_is_not_plain(ticket, tmp_path):
+    with pytest.raises(ValueError, match='settings of a ticket may hold numbers, text'):
+        save_ticket(ticket._replace(settings=dict(loss=torch.ones(2))), tmp_path/'x')
+    with pytest.raises(OSError, match='not written'):
+        save_ticket(ticket, save_ticket(ticket, tmp_path/'file')/'below')  # a file, not a folder
+    assert not (tmp_path/'x').exists()
+
+# --- PyTorch's own pruning
+
+def test_pruned_by_pytorch(tmp_path):
+    "Its masks and weights make a ticket that fits a plain network and computes the same."
+    net = make(seed=3)
+    prune.l1_unstructured(net.layer1, 'weight', amount=.75)
+    prune.random_unstructured(net.output, 'weight', amount=.5)
+    taken = load_ticket(save_ticket(ticket_from_torch(net), tmp_path/'taken'), make())
+    assert kept(taken.masks) == {'layer1.weight': 640, 'output.weight': 100}
+    x = torch.randn(5, 64)
+    assert rewind(make(), taken.theta_0, taken.masks).eval()(x).equal(net.eval()(x))
+    with pytest.raises(ValueError, match='not trained'): ticket_to_torch(taken, make(), trained=True)
+    with pytest.raises(ValueError, match='no mask in this network'): ticket_from_torch(make())
