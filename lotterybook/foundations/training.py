@@ -164,7 +164,7 @@ def train_run(
     data, net = data.to(device), run.net.to(device).train()
     run.optimizer.load_state_dict(run.optimizer.state_dict())  # its memory to where the weights are
     rates = map(lr, range(steps)) if lr else ()
-    given = dict(steps=steps, batch_size=batch_size, eval_every=eval_every, **(settings or {}))
+    given = dict(steps=steps, batch_size=batch_size, eval_every=eval_every, settings=settings)
     mark  = training_settings(run, rates, data[1:5], **given) if file else {}
     with flushed_denormals(), kept_generators(), \
          progress_bar(steps, progress, unit='step', initial=run.step) as bar:

@@ -362,7 +362,7 @@ def test_rate_of_the_optimizer():
 @pytest.mark.parametrize('other, what', [
     (dict(lr=lambda step: 1/(2 + step)), 'rates'), (dict(steps=5), 'steps'),
     (dict(batch_size=59), 'batch_size'), (dict(run=fresh_run(net_seed=1)), 'weights'),
-    (dict(data=load('digits', 1)), 'data'), (dict(settings=dict(loss='squared')), 'loss')])
+    (dict(data=load('digits', 1)), 'data'), (dict(settings=dict(data='mine')), 'settings')])
 def test_a_file_of_another_training(other, what, tmp_path):
     "Refused by name, and nothing is trained: the file holds what makes a training this one."
     def go(run=None, data=digits, **options):
