@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORD_TAGS', 'LANGUAGE_FILES', 'tree_class', 'parse_trees', 'clean_tree', 'read_trees', 'Corpus', 'read_text',
-           'corpus_from_files', 'Logic', 'load_language']
+           'corpus_from_files', 'corpus_from_lines', 'Logic', 'load_language']
 
 # %% ../../nbs/7_foundations/730_language_data.ipynb #imports-library
 import json
@@ -12,7 +12,7 @@ import pickle
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from typing import Any, NamedTuple
@@ -153,6 +153,22 @@ def corpus_from_files(
 ) -> Corpus:                 # three parts
     "A corpus from your own three files."
     return Corpus(name, *map(read_text, (train, validation, test)))
+
+def corpus_from_lines(
+    lines: Sequence[list[str]],  # one text, as `read_text` returns it
+    validation: float = .1,      # share of the lines
+    test: float = .1,            # share of the lines
+    name: str = 'yours',         # for titles and file names
+) -> Corpus:                     # the first lines train, the last test, those between validate
+    "A corpus from one text, cut in two places."
+    sizes = round(validation*len(lines)), round(test*len(lines))
+    train = len(lines) - sum(sizes)
+    if min(train, *sizes) < 1:
+        raise ValueError(f'{len(lines)} lines with validation={validation} and test={test} give '
+                         f'{train} lines to train, {sizes[0]} to validate and {sizes[1]} to test; '
+                         'each part needs one')
+    end = train + sizes[0]
+    return Corpus(name, lines[:train], lines[train:end], lines[end:])
 
 # %% ../../nbs/7_foundations/730_language_data.ipynb #export-brown
 def _brown(contents: dict[str, bytes]) -> Corpus:
