@@ -15,6 +15,7 @@ import torch
 from ..foundations.arguments import checked_fraction, checked_size
 from ..foundations.randomness import rng
 from .small_grammar import LEXICON
+from .text import checked_words
 
 # %% ../../nbs/1_ordered_neurons/180_syntactic_evaluation.ipynb #export-pairings
 _PAIRINGS = {2: {'grammatical > ungrammatical': (0, 1)},
@@ -49,6 +50,8 @@ def score_sentences(
 ) -> dict[str, float]:         # nats by sentence; each distinct sentence is asked for once
     "Log-probability of every sentence."
     checked_size(batch_size, 'batch_size')
+    if isinstance(sentences, str):
+        raise ValueError(f'sentences are a list of texts, not the text {sentences!r}')
     if hasattr(model, 'log_prob'):
         raise ValueError(f'a {type(model).__name__} is no function from sentences '
                          'to log-probabilities; give its method, model.log_prob')
@@ -67,13 +70,19 @@ def score_sentences(
                          f'such as {scores[wrong[0]]} for {wrong[0]!r}')
     return scores
 
+def _checked_pairs(pairs: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+    "The same; an error for a text, whose letters would be taken for sentences."
+    if texts := [o for o in pairs if isinstance(o, str)]:
+        raise ValueError(f'a pair is a tuple of two sentences, not the text {texts[0]!r}')
+    return pairs
+
 def score_pairs(
     model: LogProb,                        # gives a log-probability for each sentence
     pairs: Iterable[tuple[str, str]],      # (should be likelier, should be less likely)
     batch_size: int = 256,                 # sentences a call
 ) -> np.ndarray:                           # (pairs,) nats by which the first is likelier; 0: a tie
     "Differences of log-probability. Marvin and Linzen (2018)."
-    pairs  = list(pairs)
+    pairs  = _checked_pairs(list(pairs))
     scores = score_sentences(model, [o for pair in pairs for o in pair], batch_size)
     return np.array([0. if scores[a] == scores[b] else scores[a] - scores[b]
                      for a, b in pairs])  # -inf on both sides is a tie, too
@@ -84,7 +93,7 @@ def coverage(
     vocabulary: Collection[str],  # the words the model knows
 ) -> dict[str, float]:            # construction -> share of items, in [0, 1]
     "The share of items without an unknown word."
-    known = set(vocabulary)
+    known = set(checked_words(vocabulary, 'a vocabulary'))
     def covered(item): return all(known.issuperset(o.split()) for o in item)
     return {name: sum(map(covered, items)) / len(items) for name, items, _ in _constructions(suite)}
 
@@ -101,7 +110,7 @@ def _readable(pairs: list[tuple[str, str]], vocabulary: Collection[str] | None,
               unknown: str) -> list[tuple[int, tuple[str, str]]]:
     ("Pairs that the model can be asked about, each with its place in `pairs`; "
      "unknown words refused, skipped or replaced.")
-    known = set(() if vocabulary is None else vocabulary)
+    known = set(() if vocabulary is None else checked_words(vocabulary, 'a vocabulary'))
     if unknown not in {'refuse', 'skip'} | known:
         raise ValueError(f"unknown={unknown!r} is neither 'refuse' nor 'skip' "
                          "nor a word of the vocabulary")
@@ -141,7 +150,7 @@ def word_interval(
         raise ValueError('an answer is right or wrong, True or False, '
                          f'not {y[~np.isin(y, (0, 1))][0]}')
     sums, uses = defaultdict(float), Counter()
-    for residual, pair in zip(y - y.mean(), pairs):
+    for residual, pair in zip(y - y.mean(), _checked_pairs(pairs)):
         for word in _words(pair): sums[word] += residual; uses[word] += 1
     S2 = np.array(list(sums.values())) ** 2
     S2[S2 < 1e-12] = 0.  # rounding
