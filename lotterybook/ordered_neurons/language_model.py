@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'SAVE_EVERY', 'mean_nats', 'AverageWeights', 'begin_average', 'averaged', 'stalled', 'lm_settings',
-           'Window', 'window_batches', 'lm_objective', 'Fit', 'fit_lm', 'first_model', 'lm_corpus', 'lm_run']
+           'Window', 'window_batches', 'lm_objective', 'NotLearned', 'Fit', 'fit_lm', 'first_model', 'lm_corpus',
+           'lm_run']
 
 # %% ../../nbs/1_ordered_neurons/150_language_model.ipynb #imports-library
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from numbers import Real
@@ -28,7 +30,7 @@ from ..foundations.randomness import kept_generators, rng, seed_everything
 from ..foundations.running import Batches, Hook, Objective, Run, seeded
 from ..foundations.training import evaluating, holding
 from .small_grammar import GoldCorpus, as_corpus
-from .text import Vocabulary, in_columns, stream, windows
+from .text import Vocabulary, frequency_nats, in_columns, stream, windows
 from .word_model import LanguageModel, save_language_model, window_loss
 
 # %% ../../nbs/1_ordered_neurons/150_language_model.ipynb #export-perplexity
@@ -92,6 +94,8 @@ PRESETS = dict(
                    weight_dropout_scaling='released', epochs=1000),
     small=dict(_RECIPE, hidden=[400], dropout_words=0., dropout_input=.2,
                dropout_layers=.2, dropout_output=.2, weight_dropout=.2, epochs=8))
+PRESETS['tiny'] = dict(PRESETS['small'], embedding=64, hidden=[64], chunk_size=2, batch_size=10,
+                       length=35, learning_rate=10., epochs=40)
 
 def lm_settings(
     preset: str,       # a key of `PRESETS`
@@ -156,6 +160,9 @@ def lm_objective(
 # %% ../../nbs/1_ordered_neurons/150_language_model.ipynb #export-fit
 SAVE_EVERY = 100  # windows
 
+class NotLearned(UserWarning):
+    "A network predicts worse than a guess that reads no words."
+
 class Fit(NamedTuple):
     "A trained model, and how it came about."
     model: LanguageModel # the one with the smallest validation loss, in evaluation mode
@@ -163,7 +170,7 @@ class Fit(NamedTuple):
     test_nats: float     # of `model` on the test text
 
 def fit_lm(
-    corpus: Corpus | GoldCorpus,       # `load('ptb')`, or `corpus_from_files` of your own text
+    corpus: Corpus | GoldCorpus,       # `load('ptb')`, or `corpus_from_lines` of your own text
     preset: str = 'small',             # a key of `PRESETS`
     seed: int = 0,                     # weights, dropout, windows
     folder: str | Path | None = None,  # for the state to go on from and a model per epoch; or None
@@ -192,6 +199,7 @@ def fit_lm(
                 _end_epoch(run, train, validation, s, folder, after_epoch)
                 if file: save_run(run, file, mark)
     run.net.load_state_dict(run.extra['best'])
+    _warn_if_no_better(run, corpus, vocabulary)
     return Fit(run.net.eval(), run.rows, mean_nats(run.net, test, s['length']))
 
 def first_model(
@@ -244,6 +252,19 @@ def _end_epoch(run: Run, columns: Tensor, validation: Tensor, s: dict, folder,
     if 'average' not in extra and stalled([r['validation_nats'] for r in run.rows], s['patience']):
         begin_average(run)
 
+def _warn_if_no_better(run: Run, corpus: Corpus | GoldCorpus, vocabulary: Vocabulary) -> None:
+    "Warn of a loss above that of a guess that reads no words."
+    loss    = min(row['validation_nats'] for row in run.rows)
+    guesses = {'word frequencies': frequency_nats(corpus.train, corpus.validation, vocabulary),
+               'equally likely words': math.log(len(vocabulary))}
+    better  = [f'{name} ({nats:.2f})' for name, nats in guesses.items() if nats < loss]
+    if better:
+        warnings.warn(f'the best validation loss, {loss:.2f} nats a word, is above that of '
+                      f'{" and ".join(better)}: a guess that reads no words does better. '
+                      f'There were {run.step} steps: try more epochs, a smaller batch_size and '
+                      "length, or a smaller learning_rate; the preset 'tiny' is for a few hundred "
+                      'sentences', NotLearned, stacklevel=3)
+
 # %% ../../nbs/1_ordered_neurons/150_language_model.ipynb #export-run
 def lm_corpus(
     data: str,               # a corpus that `load` knows, or 'small_grammar'
@@ -261,5 +282,6 @@ def lm_run(
     c = dict(config)
     folder = Path(c.pop('folder'))/f"{c['encoder']}, seed {c['seed']}"
     text = lm_corpus(c.pop('data'), c['seed'], c.pop('sentences', 4000))
-    fit = fit_lm(text, folder=folder, progress=False, **c)
+    with warnings.catch_warnings(action='ignore', category=NotLearned):  # the rows show it
+        fit = fit_lm(text, folder=folder, progress=False, **c)
     return dict(rows=fit.rows, test_nats=fit.test_nats)

@@ -8,6 +8,7 @@ __all__ = ['GATES', 'expected_best', 'parsing_choices', 'baseline_choices', 'way
 
 # %% ../../nbs/1_ordered_neurons/185_parsing_choices.ipynb #imports-library
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 import torch
@@ -15,7 +16,8 @@ from ..foundations.arguments import checked_size
 from ..foundations.randomness import kept_generators, rng
 from .constituency import (BASELINES, CONVENTIONS, baseline_tree,
                                                       corpus_f1)
-from .language_model import first_model, fit_lm, lm_settings
+from .language_model import (NotLearned, first_model, fit_lm,
+                                                        lm_settings)
 from .small_grammar import as_corpus
 from .syntactic_distance import (BUILDERS, read_distances,
                                                             tree_from_distances)
@@ -142,7 +144,9 @@ def choices_run(
     if unseen:
         raise ValueError(f'{len(text.train)} sentences of text leave out '
                          f'{", ".join(sorted(unseen)[:5])}, {len(unseen)} words in all; take more')
-    untrained, fit = first_network(text.train, **c), fit_lm(text, progress=False, **c)
+    untrained = first_network(text.train, **c)
+    with warnings.catch_warnings(action='ignore', category=NotLearned):  # the row shows it
+        fit = fit_lm(text, progress=False, **c)
     rows = [dict(model=name, **o)
             for name, net in ((c['encoder'], fit.model), (f"untrained {c['encoder']}", untrained))
             for o in parsing_choices(net, gold)]

@@ -1,11 +1,13 @@
-"`fit_lm`: interrupted anywhere, averaged, refused."
-import math
+"`fit_lm`: interrupted anywhere, averaged, refused, warned of."
+import math, warnings
 import pytest, torch
 from lotterybook.ordered_neurons import language_model
-from lotterybook.ordered_neurons.language_model import fit_lm, mean_nats
+from lotterybook.ordered_neurons.language_model import NotLearned, fit_lm, lm_run, mean_nats
 from lotterybook.ordered_neurons.small_grammar import as_corpus
-from lotterybook.ordered_neurons.text import in_columns, stream
+from lotterybook.ordered_neurons.text import frequency_nats, in_columns, stream
 from lotterybook.ordered_neurons.word_model import load_language_model
+
+pytestmark = pytest.mark.filterwarnings('ignore::lotterybook.ordered_neurons.language_model.NotLearned') # many trainings here are short
 
 corpus = as_corpus(400, validation=100, test=100, max_words=40)
 tiny = dict(embedding=20, hidden=[20], chunk_size=1, epochs=3, learning_rate=20., dropout_input=0., dropout_layers=.2, dropout_output=0.,
@@ -68,7 +70,39 @@ def test_wrong_texts():
         assert why in str(e.value)
     with pytest.raises(ValueError, match='the test text has 4 tokens'): fit_lm(corpus._replace(test=[['a']]*2), min_count=2, progress=False)
     fails('the training text has 6 tokens; 20 columns need 40', train=[['a']]*3, validation=[['a']]*20, test=[['a']]*20)
+    for part in ('validation', 'test'): fails(f'the {part} text has 0 tokens', **{part: []})
     fails("no word 'zebra'", validation=[['zebra']]*20)
 
 def test_diverging():
     with pytest.raises(FloatingPointError, match='Try a smaller learning'): fit(learning_rate=1e30, clip=math.inf, epochs=1)
+
+# --- worse than a guess
+
+def warned(**changes):
+    "What a training warns of."
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        fit(**dict(tiny, patience=5) | changes)
+    return [str(o.message) for o in caught if o.category is NotLearned]
+
+def test_a_network_below_word_frequencies_is_not_warned_of(): assert not warned(epochs=6)
+
+def test_a_network_above_word_frequencies():
+    "Once, at the end, with both numbers"
+    still, = warned(learning_rate=1e-9, weight_decay=0., epochs=2)
+    frequency = frequency_nats(corpus.train, corpus.validation)
+    assert f'that of word frequencies ({frequency:.2f})' in still and "preset 'tiny'" in still and 'There were' in still
+
+def test_a_network_above_equally_likely_words(monkeypatch):
+    monkeypatch.setattr(language_model, 'mean_nats', lambda *args: 9.)
+    worse, = warned(epochs=1)
+    assert 'the best validation loss, 9.00 nats a word' in worse and 'and equally likely words (4.48)' in worse
+
+def test_a_sweep_is_not_warned_of(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        lm_run(dict(tiny, data='small_grammar', folder=str(tmp_path), encoder='lstm', seed=0, sentences=400, epochs=1, learning_rate=1e-9))
+
+def test_a_few_hundred_sentences():
+    few = as_corpus(240, 30, 30, seed=5, max_words=20)
+    assert fit_lm(few, 'tiny', progress=False).test_nats < frequency_nats(few.train, few.test) - .5
