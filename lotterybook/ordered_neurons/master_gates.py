@@ -23,7 +23,7 @@ def levels(
     hidden_size, chunk_size = (checked_size(hidden_size, 'hidden_size'),
                                checked_size(chunk_size, 'chunk_size'))
     if hidden_size % chunk_size:
-        fits = [c for c in range(1, hidden_size + 1) if hidden_size % c == 0]
+        fits = [c for c in range(1, min(hidden_size, 10_000) + 1) if hidden_size % c == 0]
         raise ValueError(f'hidden_size={hidden_size} is not a multiple of chunk_size={chunk_size}; '
                          f'chunk_size can be one of {fits}')
     dead = dead_cells(chunk_size, live_top)
