@@ -998,6 +998,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'lotterybook/pruning/masks.py')},
             'lotterybook.pruning.schedules': { 'lotterybook.pruning.schedules.all_at_once': ( '2_pruning/schedules.html#all_at_once',
                                                                                               'lotterybook/pruning/schedules.py'),
+                                               'lotterybook.pruning.schedules.checked_rounds': ( '2_pruning/schedules.html#checked_rounds',
+                                                                                                 'lotterybook/pruning/schedules.py'),
                                                'lotterybook.pruning.schedules.cubic': ( '2_pruning/schedules.html#cubic',
                                                                                         'lotterybook/pruning/schedules.py'),
                                                'lotterybook.pruning.schedules.geometric': ( '2_pruning/schedules.html#geometric',

@@ -20,6 +20,9 @@ def keep_top(
     count: int,     # how many to keep, at most as many as are alive
 ) -> Tensor:        # bool, same shape: exactly `count` True, all of them alive
     "The `count` best of those alive; among equals, those of lowest index."
+    check_masks(dict(alive=alive))
+    if alive.shape != scores.shape:
+        raise ValueError(f'scores have shape {tuple(scores.shape)}, alive {tuple(alive.shape)}')
     flat, living = scores.detach().reshape(-1), alive.to(scores.device).reshape(-1)
     ranked = flat if living.all() else flat[living]
     n = len(ranked)

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 import torch
 from ..foundations.arguments import check_settings, checked_fraction, checked_name, checked_size
@@ -23,7 +24,7 @@ from ..foundations.sweeps import folder_lock, read_result, sweep
 from ..foundations.training import train_run
 from ..pruning.allocation import per_layer
 from ..pruning.masks import remaining
-from ..pruning.schedules import pruner
+from ..pruning.schedules import checked_rounds, pruner
 from .controls import CONDITIONS, control_run
 from .iterative import find_ticket
 from .rounds import trained
@@ -48,7 +49,7 @@ def search_settings(
         what = 'is not for classification' if data in DATASETS else 'is unknown'
         raise ValueError(f'data set {data!r} {what}; known are {", ".join(CLASSIFICATION)}')
     checked_name(net, NETWORKS, 'network')
-    checked_fraction(rate, 'rate'); checked_size(rounds, 'rounds')
+    checked_fraction(rate, 'rate'); checked_rounds(rounds)
     try: there = torch.device(device).type != 'cuda' or torch.cuda.is_available()
     except RuntimeError as e:
         raise ValueError(f'device={device!r} is none that PyTorch knows: {e}') from e
@@ -68,6 +69,8 @@ def search_settings(
                 batch_size=batch_size, eval_every=eval_every, device=device)
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-plan
+_MOST = 10**6  # runs
+
 def search_plan(
     rounds: int,                                  # of pruning
     seeds: Iterable[int] = range(5),              # the replicates
@@ -75,7 +78,11 @@ def search_plan(
     control_rounds: Iterable[int] | None = None,  # where the controls run; None: after every round
 ) -> list[dict]:  # seed, round, condition; a seed's runs together
     "Every run of a search. Round 0 is the dense network, and belongs to the ticket."
-    seeds, conditions, every = list(seeds), list(conditions), range(1, rounds + 1)
+    seeds, conditions = list(islice(seeds, _MOST + 1)), list(conditions)
+    if len(seeds)*(rounds + 1)*len(conditions) > _MOST:
+        raise ValueError(f'a search of more than {_MOST:,} runs would not end: '
+                         f'take fewer rounds ({rounds:,}) or seeds')
+    every = range(1, rounds + 1)
     at = set(every if control_rounds is None else control_rounds)
     for c in conditions: checked_name(c, CONDITIONS, 'condition')
     for s in seeds: checked_size(s, 'seed', least=0)

@@ -1,6 +1,6 @@
 "Properties of the selection of weights, on inputs nobody would write down: ties, infinities, odd types, layers with nothing left."
 import warnings
-import torch
+import pytest, torch
 from hypothesis import given, settings, strategies as st
 from lotterybook.pruning.allocation import erk, global_, keep_top, per_layer
 from lotterybook.pruning.masks import kept
@@ -18,6 +18,22 @@ def test_keep_top_is_a_stable_sort(rows, dtype, data):
     count  = data.draw(st.integers(0, int(alive.sum())))
     best   = sorted((i for i, a in enumerate(alive) if a), key=lambda i: (-scores[i].double().item(), i))[:count]
     assert keep_top(scores, alive, count).nonzero()[:, 0].tolist() == sorted(best)
+
+@pytest.mark.parametrize('alive, why', [
+    (torch.tensor([0, 1, 1, 0]), 'is torch.int64, not bool'),
+    (torch.tensor([0, 1, 1, 0], dtype=torch.uint8), 'is torch.uint8, not bool'),
+    (torch.tensor([0., .5, 1, 0]), 'holds 0.5'), ([True]*4, 'is a list'),
+    (torch.tensor([True]), r'scores have shape \(4,\), alive \(1,\)'),
+    (torch.ones(2, 2).bool(), r'alive \(2, 2\)')])
+def test_keep_top_takes_a_boolean_mask(alive, why):
+    "Whole numbers would be read as places: the wrong weights, without a word."
+    with pytest.raises(ValueError, match=why): keep_top(torch.tensor([4., 3, 2, 1]), alive, 1)
+
+@pytest.mark.parametrize('schedule', [lambda n: geometric(.2, n), lambda n: cubic(.2, n)])
+def test_schedules_that_would_not_end(schedule):
+    "Refused before the list is made."
+    assert len(schedule(10_000)) == 10_000
+    with pytest.raises(ValueError, match='rounds=1,000,000,000 would not end'): schedule(10**9)
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 10**6), st.floats(.01, .99), st.sampled_from([global_, per_layer, erk]))

@@ -1,4 +1,5 @@
-"A search in a folder: of one data set and one set of settings, and whole."
+"A search in a folder: of one data set and one set of settings, and whole; sizes that cannot end are refused."
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 import pytest
 from lotterybook.tickets.replicates import search, search_plan, search_settings, ticket_file
@@ -41,3 +42,21 @@ def test_a_lost_ticket(harm, why, all_done, tmp_path):
     with pytest.raises(ValueError, match=f'{why}.*remove the ticket and {done}'): searched(tmp_path)
     file.unlink(missing_ok=True); done.unlink()
     assert searched(tmp_path) == rows and file.read_bytes() == ticket
+
+# --- sizes that cannot end
+
+def test_rounds_that_would_not_end():
+    "Told with the settings."
+    with pytest.raises(ValueError, match='rounds=1,000,000,000 would not end'):
+        search_settings(rounds=10**9)
+
+@pytest.mark.parametrize('rounds, seeds', [
+    (10**9, [0]), (2, range(10**9)), (2, itertools.count()), (10_000, range(100))])
+def test_plans_that_would_not_end(rounds, seeds):
+    "Many rounds, many seeds, or both."
+    with pytest.raises(ValueError, match='more than 1,000,000 runs would not end: take fewer rounds'):
+        search_plan(rounds, seeds)
+
+def test_a_large_plan():
+    "Below the limit it is made."
+    assert len(search_plan(999, range(1000), ['ticket'])) == 10**6
