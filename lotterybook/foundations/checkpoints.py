@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from .arguments import check_settings, checked_size, plain
 from .files import write_atomically
-from .running import Batches, Hook, Objective, Run, advance, take_step
+from .running import (
+    Batches, Hook, Objective, Run, advance, take_step, unwrapped)
 
 # %% ../../nbs/7_foundations/745_checkpoints.ipynb #export-checksum
 def checksum(
@@ -32,7 +33,7 @@ def snapshot(
     net: nn.Module,      # on any device
 ) -> dict[str, Tensor]:  # theta: by name, on the CPU
     "Copies of a network's weights and buffers: training it afterwards does not touch them."
-    return {k: v.detach().to('cpu', copy=True) for k, v in net.state_dict().items()
+    return {k: v.detach().to('cpu', copy=True) for k, v in unwrapped(net).state_dict().items()
             if isinstance(v, Tensor)}  # and no extra state, which may be anything
 
 # %% ../../nbs/7_foundations/745_checkpoints.ipynb #export-settings

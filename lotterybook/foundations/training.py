@@ -22,7 +22,7 @@ from .fast_steps import FusedAdam, flushed_denormals
 from .hooks import FiniteLoss, LearningRate, ShowProgress
 from .progress import progress_bar
 from .randomness import kept_generators, rng
-from .running import Batches, Hook, Masks, Objective, Run, seeded
+from .running import Batches, Hook, Masks, Objective, Run, seeded, unwrapped
 
 # %% ../../nbs/7_foundations/750_training.ipynb #export-batches
 def batch_order(
@@ -73,11 +73,11 @@ def holding(
     theta: dict[str, Tensor], # other weights and buffers by name, all of them or some
 ) -> Generator:               # for `with`; gives `net`
     "A block in which a network holds other weights; then it holds its own again."
-    own = snapshot(net)
+    own, inner = snapshot(net), unwrapped(net)
     try:
-        net.load_state_dict(theta, strict=False)  # extra state stays
+        inner.load_state_dict(theta, strict=False)  # extra state stays
         yield net
-    finally: net.load_state_dict(own, strict=False)
+    finally: inner.load_state_dict(own, strict=False)
 
 @torch.no_grad()
 def evaluate(

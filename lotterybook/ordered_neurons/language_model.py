@@ -27,7 +27,7 @@ from ..foundations.files import make_folder
 from ..foundations.hooks import ClipGradient, FiniteLoss, LearningRate, ShowProgress
 from ..foundations.progress import progress_bar
 from ..foundations.randomness import kept_generators, rng, seed_everything
-from ..foundations.running import Batches, Hook, Objective, Run, seeded
+from ..foundations.running import Batches, Hook, Objective, Run, seeded, unwrapped
 from ..foundations.training import evaluating, holding
 from .small_grammar import GoldCorpus, as_corpus
 from .text import Vocabulary, frequency_nats, in_columns, stream, windows
@@ -59,15 +59,17 @@ class AverageWeights(Hook):
         average = run.extra.get('average')
         if average is None: return
         average['count'] += 1
+        net = unwrapped(run.net)
         for name, mean in average['weights'].items():
-            mean.lerp_(run.net.get_parameter(name), 1/average['count'])
+            mean.lerp_(net.get_parameter(name), 1/average['count'])
 
 def begin_average(
     run: Run,  # its weights are the first of the mean
 ) -> None:
     "Average from now on."
+    params = unwrapped(run.net).named_parameters()
     run.extra['average'] = dict(
-        count=1, weights={name: p.detach().clone() for name, p in run.net.named_parameters()})
+        count=1, weights={name: p.detach().clone() for name, p in params})
 
 def averaged(
     run: Run,                   # with or without an average

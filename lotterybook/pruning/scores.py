@@ -9,7 +9,7 @@ __all__ = ['magnitude', 'random_scores']
 from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
-from ..foundations.running import Objective
+from ..foundations.running import Objective, unwrapped
 from .masks import check_masks
 
 # %% ../../nbs/2_pruning/210_scores.ipynb #export-magnitude
@@ -21,7 +21,7 @@ def magnitude(
 ) -> dict[str, Tensor]:              # |w|, named and shaped like the masks
     "The size of each weight. Han et al. (2015), §3; Frankle and Carbin (2019), §2."
     check_masks(masks, net)
-    params = dict(net.named_parameters())
+    params = dict(unwrapped(net).named_parameters())
     return {name: params[name].detach().abs() for name in masks}
 
 # %% ../../nbs/2_pruning/210_scores.ipynb #export-random

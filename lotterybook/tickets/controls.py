@@ -14,7 +14,7 @@ from torch import Generator
 from ..foundations.plots import METHODS, Method
 from ..foundations.randomness import random_stream, rng
 from ..foundations.running import Masks, Run
-from .rewinding import rewind
+from .rewinding import rewind, snapshot
 from .rounds import first_run
 from .ticket_files import Ticket
 
@@ -22,7 +22,8 @@ from .ticket_files import Ticket
 def _new_weights(ticket: Ticket, make_run: Callable, seed: int, *purpose: str | int) -> Run:
     "A run with other weights of the same distribution, or an error if they are the ticket's."
     run = first_run(make_run, seed, *purpose)
-    if all(run.net.get_parameter(k).detach().cpu().equal(ticket.theta_0[k]) for k in ticket.masks):
+    theta = snapshot(run.net)
+    if all(theta[k].equal(ticket.theta_0[k]) for k in ticket.masks):
         raise ValueError("make_run gave the ticket's own weights again; it must draw them from "
                          "PyTorch's global generator, or from its seed")
     return run

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from ..foundations.arguments import checked_fraction, checked_size
+from ..foundations.running import unwrapped
 from ..pruning.allocation import global_
 from ..pruning.masks import check_masks, distance, kept
 from ..pruning.scores import magnitude
@@ -24,7 +25,8 @@ def norm_scales(
     net: nn.Module,     # with batch-norm layers that have scales
 ) -> dict[str, Tensor]: # gamma of each, by parameter name, in the network's order
     "The scales of all batch-norm layers: one number a channel."
-    found = {f'{path}.weight'.lstrip('.'): module.weight for path, module in net.named_modules()
+    modules = unwrapped(net).named_modules()
+    found = {f'{path}.weight'.lstrip('.'): module.weight for path, module in modules
              if isinstance(module, _BatchNorm) and module.weight is not None}
     if not found:
         raise ValueError(f'{type(net).__name__} has no batch-norm layer with scales to rank '

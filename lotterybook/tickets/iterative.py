@@ -10,14 +10,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from ..foundations.arguments import checked_size
 from ..foundations.checkpoints import snapshot
 from ..foundations.progress import progress_bar
 from ..foundations.randomness import random_stream
 from ..foundations.running import Masks, Run, check_masks
-from ..pruning.masks import remaining
-from ..pruning.schedules import pruner
-from .rounds import KeptRounds, first_run, refuse_old_form, trained
+from ..pruning.masks import coverage, remaining
+from ..pruning.schedules import checked_rounds, pruner
+from .rounds import (
+    KeptRounds, check_takes_one, first_run, refuse_old_form, trained)
 from .ticket_files import Ticket
 
 # %% ../../nbs/3_tickets/310_iterative.ipynb #export-tickets
@@ -84,26 +84,37 @@ def find_ticket(
 ) -> list[Ticket]:                    # one a round; the first is the dense network
     "Iterative pruning with rewinding. Frankle & Carbin (2019), §1; Frankle et al. (2020), §2."
     if old: refuse_old_form(f'{", ".join(old)} are no longer given: see pruner and Run')
-    checked_size(rounds, 'rounds', least=0)
+    checked_rounds(rounds, least=0)
     if folder and settings is None:
         raise ValueError('folder needs settings: plain values that make this search another one, '
                          "as dict(data='digits', lr=1e-3, rate=.2)")
+    prune = prune or pruner()
+    check_takes_one(prune, 'prune')
     run   = first_run(make_run, seed)
     kept  = KeptRounds(folder, name, settings, run) if folder else None
     if not run.step: _warn_if_same(run, make_run)
+    _warn_if_few(run)
     found: list[Ticket] = []
     with _said_on_stop(kept, found), progress_bar(rounds + 1, progress, unit='round') as bar:
-        for run, ticket in tickets(run, train, prune or pruner(), rounds, kept):
+        for run, ticket in tickets(run, train, prune, rounds, kept):
             found.append(ticket)
             if bar: bar.update(); bar.set_postfix(remaining=f'{100*remaining(ticket.masks):.1f}%')
     if kept and kept.found and progress:
         print(f'{kept.found} of {rounds + 1} rounds were read from {folder}.')
     return found
 
+def _warn_if_few(run: Run) -> None:
+    "Warn if most weights have no mask: `remaining` then says little of the network's size."
+    masked = sum(mask.numel() for mask in run.masks.values())
+    if masked < sum(p.numel() for p in run.net.parameters())/2:
+        warnings.warn(f'{coverage(run.net, run.masks)}; to prune others too, give Run the masks '
+                      'of full_masks(net, include=...)', stacklevel=3)
+
 def _warn_if_same(run: Run, make_run: Callable) -> None:
     "Warn if another seed gives the same weights: then every seed is the same replicate."
     other = first_run(make_run, run.seed, 'another')
-    if all(run.net.get_parameter(k).equal(other.net.get_parameter(k)) for k in run.masks):
+    here, there = snapshot(run.net), snapshot(other.net)
+    if all(here[k].equal(there[k]) for k in run.masks):
         warnings.warn('make_run gives the same weights whatever the seed; to make replicates '
                       "differ, draw them from PyTorch's global generator, or from the seed",
                       stacklevel=3)

@@ -9,6 +9,7 @@ __all__ = ['check_fit', 'rewind', 'snapshot']
 import torch
 from torch import Tensor, nn
 from ..foundations.checkpoints import snapshot
+from ..foundations.running import unwrapped, unwrapped_names
 from ..pruning.masks import apply_masks
 
 # %% ../../nbs/3_tickets/300_rewinding.ipynb #export-snapshot
@@ -21,7 +22,7 @@ def check_fit(
     what: str = 'these weights', # for the message
 ) -> None:
     "Raise a `ValueError` that names every entry missing, left over, or of another shape."
-    state = {k: v for k, v in net.state_dict().items() if isinstance(v, Tensor)}
+    state = {k: v for k, v in unwrapped(net).state_dict().items() if isinstance(v, Tensor)}
     wrong  = [f'{k} is missing' for k in state if k not in theta]
     wrong += [f'{k} is not in the network' for k in theta if k not in state]
     wrong += [f'{k} has shape {tuple(v.shape)}, in the network {tuple(state[k].shape)}'
@@ -36,8 +37,10 @@ def rewind(
     masks: dict[str, Tensor] | None = None, # bool, True is kept; None keeps all
 ) -> nn.Module:                             # `net`, holding m ⊙ theta
     "Set weights and buffers back to theta, pruned weights to zero. Frankle & Carbin (2019), §1."
+    state = unwrapped(net).state_dict()
+    theta = theta if theta.keys() & state.keys() else unwrapped_names(theta)
     check_fit(theta, net)
-    for k, v in net.state_dict().items():
+    for k, v in state.items():
         if k in theta: v.copy_(theta[k])  # and no extra state
     if masks is not None: apply_masks(net, masks)
     return net

@@ -481,6 +481,14 @@ def test_optimizer_without_the_weights():
     assert Run(net, sgd([net.bias])).step == 0  # some of them will do
     assert Run(net).optimizer is None           # and so will none: the loop is somebody else's
 
+@pytest.mark.parametrize('optimizer, told', [
+    (torch.optim.Adam, "<class 'torch.optim.adam.Adam'>"), (adam, 'functools.partial'),
+    (full_masks(nn.Linear(2, 2)), "{'weight': tensor"), ('adam', "'adam'")])
+def test_something_in_place_of_an_optimizer(optimizer, told):
+    "A class, a function that makes one, the masks: named, with what is wanted."
+    with pytest.raises(ValueError, match='the optimizer is ') as e: Run(nn.Linear(3, 1), optimizer)
+    assert told in str(e.value) and 'torch.optim.Adam(net.parameters())' in str(e.value)
+
 # --- hooks remember nothing
 
 def test_hooks_remember_nothing():

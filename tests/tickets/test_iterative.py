@@ -673,6 +673,8 @@ def test_another_rate_and_a_state_of_a_round(tmp_path):
 @pytest.mark.parametrize('options, why', [
     (dict(rounds=-1), 'rounds=-1 must be a whole number of at least 0'),
     (dict(rounds=1.5), 'rounds=1.5'),
+    (dict(rounds=10**9), 'rounds=1,000,000,000 would not end; 10,000 is the most'),
+    (dict(prune=.2), 'prune cannot be called with one argument: 0.2 is not a callable object'),
     (dict(rounds=True), 'rounds=True'), (dict(seed=.5), 'seed=0.5'),
     (dict(seed=-1), 'seed=-1 must be a whole number'),
     (dict(folder='x'), 'folder needs settings: plain values that make this search another one')])

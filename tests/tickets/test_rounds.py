@@ -75,6 +75,8 @@ def test_seeds_that_other_libraries_take():
     (lambda: mlp(), lambda net, masks: None, 'make_run cannot be called with one argument'),
     (lambda seed: mlp(), idle, 'make_run gave a Sequential'),
     (lambda seed: None, idle, 'make_run gave a NoneType'),
+    (mlp(), idle, 'make_run is a network (Sequential), not a function'),
+    (make_run, mlp(), 'train is a network (Sequential), not a function'),
     (make_run, lambda net, masks: None, 'train cannot be called with one argument'),
     (make_run, lambda: None, 'train cannot be called with one argument')])
 def test_old_form(make, train, why):
