@@ -10,6 +10,7 @@ __all__ = ['Masks', 'Objective', 'Batches', 'unwrapped', 'unwrapped_names', 'che
 from collections.abc import Callable, Collection, Iterable, Iterator
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -39,7 +40,7 @@ def unwrapped_names(
 
 # %% ../../nbs/7_foundations/742_running.ipynb #export-types
 Masks     = dict[str, Tensor]                       # bool by parameter name; True is kept
-Objective = Callable[[nn.Module, object], Tensor]   # the loss of a batch, or one a replicate
+Objective = Callable[[Any, Any], Tensor]            # `(net, batch)`: the loss, or one a replicate
 Batches   = Callable[[int, int], Iterable]          # those of the steps from start to end - 1
 
 def _check_binary(name: str, mask: object) -> None:
@@ -160,10 +161,13 @@ class Run:
         if optimizer is not None and not hasattr(optimizer, 'param_groups'):
             raise ValueError(f'the optimizer is {optimizer!r:.60}: make one, as '
                              'torch.optim.Adam(net.parameters())')
-        self.net, self.optimizer, self.seed = net, optimizer, seed
+        self.net, self.seed = net, seed
+        self.optimizer: Any = optimizer     # whoever calls it has given one
         self.step, self.stopped = 0, False  # steps taken; has a hook ended it?
-        self.rows, self.extra = [], {}      # what hooks measured, plain values; what they remember
-        self.batch, self.loss = None, None  # of the step under way, for hooks
+        self.rows: list[dict] = []          # what hooks measured, plain values
+        self.extra: dict = {}               # what they remember
+        self.batch: Any = None              # of the step under way, for hooks
+        self.loss: Any  = None              # of the same step
         self.trusted = False                # do all hooks of the step leave weights alone?
         self.round: int = 0                 # of a search
         self.file: Path | None = None       # where a search would keep the state of this training
