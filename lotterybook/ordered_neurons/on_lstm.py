@@ -193,6 +193,20 @@ class ONLSTM(nn.Module):
                 _uniform(self, (f'weight_ih_l{l}{end}', f'bias_ih_l{l}{end}'), self._fan_in(l))
                 _uniform(self, (f'weight_hh_l{l}{end}', f'bias_hh_l{l}{end}'), D)
 
+    @classmethod
+    def from_reference(
+        cls,
+        state_dict: dict[str, Tensor], # of the released code: of the layers or of a whole model
+        chunk_size: int,               # cells that share a level, as in training
+        **options: object,             # more of the layer, `weight_dropout` as it was in training
+    ) -> 'ONLSTM':                     # with the weights, type and device of the checkpoint
+        "A layer from a checkpoint. Shen et al. (2019), public code."
+        return _from_reference(cls, state_dict, chunk_size, **options)
+
+    def to_reference(self) -> dict[str, Tensor]: # copies
+        "The weights as the released code keeps them. Shen et al. (2019), public code."
+        return _to_reference(self)
+
     def flatten_parameters(self) -> None:
         "Do nothing: weights are used where they are. Here because code for `nn.LSTM` calls it."
 
@@ -330,9 +344,9 @@ def _scale(layer: ONLSTM) -> float:
 _NAMES = {'ih.0.weight': 'weight_ih', 'ih.0.bias': 'bias_ih',
           'hh.weight': 'weight_hh', 'hh.bias': 'bias_hh'}
 
-def _from_reference(cls, state_dict: dict[str, Tensor], chunk_size: int,
-                    **options: object) -> 'ONLSTM':
-    "A layer with the weights, type and device of a checkpoint. Shen et al. (2019), public code."
+def _from_reference(cls: type[ONLSTM], state_dict: dict[str, Tensor], chunk_size: int,
+                    **options) -> ONLSTM:
+    "A layer with the weights, type and device of a checkpoint."
     unfit = {k: v for k, v in options.items()
              if k in ('bidirectional', 'live_top') and v or
              k in ('num_layers', 'hidden_size', 'input_size') or k == 'bias' and not v}
@@ -362,20 +376,18 @@ def _from_reference(cls, state_dict: dict[str, Tensor], chunk_size: int,
                     value*_scale(layer) if ours == 'weight_hh' else value)
     return layer
 
-def _to_reference(self) -> dict[str, Tensor]:
-    "The weights as the released code keeps them, copied. Shen et al. (2019), public code."
+def _to_reference(layer: ONLSTM) -> dict[str, Tensor]:
+    "The weights as the released code keeps them, copied."
     for name in ('bidirectional', 'live_top'):
-        if getattr(self, name): raise ValueError(f'the released code knows no {name}=True')
+        if getattr(layer, name): raise ValueError(f'the released code knows no {name}=True')
     out = {}
-    for l, (D, N) in enumerate(zip(self.hidden_sizes, self.levels)):
+    for l, (D, N) in enumerate(zip(layer.hidden_sizes, layer.levels)):
         order = _rows_of_release(D, N).argsort()
         for theirs, ours in _NAMES.items():
-            value = getattr(self, f'{ours}_l{l}')
+            value = getattr(layer, f'{ours}_l{l}')
             if value is None:
-                value = torch.zeros(len(order), dtype=self.weight_hh_l0.dtype,
-                                    device=self.weight_hh_l0.device)
+                value = torch.zeros(len(order), dtype=layer.weight_hh_l0.dtype,
+                                    device=layer.weight_hh_l0.device)
             out[f'cells.{l}.{theirs}'] = (
-                value/_scale(self) if ours == 'weight_hh' else value)[order].detach().clone()
+                value/_scale(layer) if ours == 'weight_hh' else value)[order].detach().clone()
     return out
-
-ONLSTM.from_reference, ONLSTM.to_reference = classmethod(_from_reference), _to_reference
