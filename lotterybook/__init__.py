@@ -1,1 +1,53 @@
-__version__ = '0.1.0'
+"""Ordered neurons and lottery tickets: the library of a book. Begin with one of these.
+
+A ticket: a small network inside yours that learns as well, found with your own loop (page 310)
+    def make_run(seed): return Run(YourNet())
+    def train_it(run):
+        with keep_pruned(run.net, run.masks): your_loop(run.net)
+    tickets = find_ticket(make_run, train_it, rounds=5)       # one Ticket a round
+    save_ticket, load_ticket, rewind                          # what becomes of it
+    pruner(.2, magnitude, per_layer)                          # other ways to prune; global_
+    train, train_run, evaluate, load('digits'), lenet(64)     # a classifier, if you have none
+
+A pruned network: pruned weights stay exactly zero in any loop (pages 200, 240)
+    full_masks(net), apply_masks, report, remaining; ticket_to_torch for torch.nn.utils.prune
+
+Ordered neurons: an LSTM whose gates show phrases (pages 110, 130)
+    ONLSTM(32, 64, chunk_size=2)                              # in place of nn.LSTM; cumax
+    model = fit_lm(corpus_from_files('a', 'b', 'c')).model    # of your text (page 150)
+    parse(model, [['a', 'dog', 'barks']])                     # its trees; draw_tree, corpus_f1
+
+Many runs: sweep(run, configs, folder) does each once; find() is `lotterybook find` of the shell.
+Each name is in `lotterybook`; dir(lotterybook) lists them, help(lotterybook.find_ticket) explains
+the parameters of one. `lotterybook --help` shows the commands, README.md all pages.
+"""
+from .foundations.front_doors import front_doors as _front_doors
+
+__version__ = '0.2.0'
+
+# Names that are imported when they are first used; `__init__.pyi` has them for type checkers.
+__getattr__, __dir__ = _front_doors(__name__, {
+    'tickets.iterative': 'find_ticket',
+    'tickets.ticket_files': 'Ticket save_ticket load_ticket ticket_to_torch ticket_from_torch',
+    'tickets.rewinding': 'rewind',
+    'tickets.early_bird': 'EarlyBird',
+    'pruning.masks': 'prunable full_masks apply_masks remaining report',
+    'pruning.scores': 'magnitude',
+    'pruning.allocation': 'per_layer global_',
+    'pruning.schedules': 'pruner',
+    'pruning.masked_training': 'keep_pruned',
+    'foundations.running': 'Run Hook advance',
+    'foundations.fast_steps': 'FusedAdam',
+    'foundations.training': 'train train_run evaluate',
+    'foundations.data': 'load from_tensors from_dataset',
+    'foundations.language_data': 'corpus_from_files',
+    'foundations.networks': 'lenet',
+    'foundations.sweeps': 'sweep',
+    'ordered_neurons.cumax': 'cumax',
+    'ordered_neurons.on_lstm': 'ONLSTM',
+    'ordered_neurons.word_model': 'LanguageModel save_language_model load_language_model',
+    'ordered_neurons.language_model': 'fit_lm',
+    'ordered_neurons.syntactic_distance': 'parse draw_tree',
+    'ordered_neurons.constituency': 'corpus_f1',
+    'tools.find': 'find',
+})

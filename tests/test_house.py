@@ -5,6 +5,7 @@ from importlib import metadata
 from pathlib import Path
 import nbformat, pytest
 from packaging.requirements import Requirement
+import lotterybook
 from lotterybook.tools.pages import find_pages, full_runs, page_cells, plan
 from lotterybook.tools.readme import chapters, render, title
 
@@ -60,8 +61,8 @@ def imported(page):
     "The modules of the library that `page` imports"
     for cell in cells(page, 'code'):
         for o in ast.walk(tree(cell)):
-            if isinstance(o, ast.ImportFrom) and o.module == 'lotterybook': # a whole part: its pages cannot be told
-                yield from (f'lotterybook.{name.name}' for name in o.names)
+            if isinstance(o, ast.ImportFrom) and o.module == 'lotterybook': # by the top; or a whole part: its pages cannot be told
+                for name in o.names: yield getattr(getattr(lotterybook, name.name, None), '__module__', f'lotterybook.{name.name}')
             elif isinstance(o, ast.ImportFrom) and (o.module or '').startswith('lotterybook.'):
                 yield from [o.module] if o.module.count('.') > 1 else [f'{o.module}.{name.name}' for name in o.names]
             elif isinstance(o, ast.Import): yield from (name.name for name in o.names if name.name.startswith('lotterybook.'))
@@ -162,8 +163,10 @@ def test_two_commands():
 # --- the package
 
 def test_one_version():
-    import lotterybook
     assert lotterybook.__version__ == settings()['version']
+
+def test_change_log_begins_with_this_version():
+    assert re.search(r'^## (\S+)', (root/'CHANGELOG.md').read_text(encoding='utf-8'), re.M)[1] == settings()['version']
 
 def test_package_is_lint_free():
     done = subprocess.run([sys.executable, '-m', 'pyflakes', 'lotterybook', 'tests', 'setup.py'], cwd=root, capture_output=True, text=True)

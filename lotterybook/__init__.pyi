@@ -1,0 +1,32 @@
+__version__: str
+
+from .tickets.iterative import find_ticket as find_ticket
+from .tickets.ticket_files import (
+    Ticket as Ticket, save_ticket as save_ticket, load_ticket as load_ticket,
+    ticket_to_torch as ticket_to_torch, ticket_from_torch as ticket_from_torch)
+from .tickets.rewinding import rewind as rewind
+from .tickets.early_bird import EarlyBird as EarlyBird
+from .pruning.masks import (
+    prunable as prunable, full_masks as full_masks, apply_masks as apply_masks,
+    remaining as remaining, report as report)
+from .pruning.scores import magnitude as magnitude
+from .pruning.allocation import per_layer as per_layer, global_ as global_
+from .pruning.schedules import pruner as pruner
+from .pruning.masked_training import keep_pruned as keep_pruned
+from .foundations.running import Run as Run, Hook as Hook, advance as advance
+from .foundations.fast_steps import FusedAdam as FusedAdam
+from .foundations.training import train as train, train_run as train_run, evaluate as evaluate
+from .foundations.data import (
+    load as load, from_tensors as from_tensors, from_dataset as from_dataset)
+from .foundations.language_data import corpus_from_files as corpus_from_files
+from .foundations.networks import lenet as lenet
+from .foundations.sweeps import sweep as sweep
+from .ordered_neurons.cumax import cumax as cumax
+from .ordered_neurons.on_lstm import ONLSTM as ONLSTM
+from .ordered_neurons.word_model import (
+    LanguageModel as LanguageModel, save_language_model as save_language_model,
+    load_language_model as load_language_model)
+from .ordered_neurons.language_model import fit_lm as fit_lm
+from .ordered_neurons.syntactic_distance import parse as parse, draw_tree as draw_tree
+from .ordered_neurons.constituency import corpus_f1 as corpus_f1
+from .tools.find import find as find
