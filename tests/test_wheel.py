@@ -1,7 +1,9 @@
 "The wheel, built from the source distribution and installed into an empty environment, finds its notebooks."
-import os, shutil, subprocess, sys, sysconfig, venv, zipfile
+import json, os, shutil, subprocess, sys, sysconfig, venv, zipfile
+from importlib.util import find_spec
 from pathlib import Path
 import pytest
+from conftest import skip
 from test_house import project, settings
 
 root = Path(__file__).resolve().parent.parent
@@ -42,6 +44,7 @@ def test_wheel_holds_the_book(wheel):
     for page in (root/'nbs').rglob('*.ipynb'):
         if '.ipynb_checkpoints' not in page.parts: assert f"lotterybook/nbs/{page.relative_to(root/'nbs').as_posix()}" in names
     assert any(o.endswith('licenses/LICENSE') for o in names)
+    assert {'lotterybook/py.typed', 'lotterybook/__init__.pyi'} <= set(names)
     assert not [o for o in names if '/quick' in o or o.startswith(('tests', 'nbs/', 'build'))]
     if (root/'nbs'/'9_experiments'/'full.yaml').is_file(): assert 'lotterybook/nbs/9_experiments/full.yaml' in names
 
@@ -51,6 +54,7 @@ def test_metadata(wheel):
     assert f"Version: {settings()['version']}" in text and 'Requires-Python: >=3.11' in text and 'License-Expression: Apache-2.0' in text
     for extra in ('notebooks', 'language', 'control', 'cluster', 'site', 'dev'): assert f'Provides-Extra: {extra}\n' in text
     core = [o for o in text.splitlines() if o.startswith('Requires-Dist:') and 'extra ==' not in o]
+    assert 'Project-URL' not in text and 'Home-page' not in text  # none invented
     assert any('torch' in o for o in core) and not any(o in line for o in ('nbdev', 'jupyter', 'nltk', 'gymnasium', 'dask') for line in core)
 
 def test_empty_environment(empty, tmp_path):
@@ -71,6 +75,17 @@ def test_installed_pages_run(furnished, tmp_path):
     assert {o for o in book.rglob('*')} == before, 'a quick run writes nothing into the installed package'
     done = command(furnished/'bin'/'lotterybook', 'readme', cwd=tmp_path)
     assert done.returncode == 2 and 'belongs to a clone' in done.stderr
+
+def test_types_of_a_client(furnished, tmp_path):
+    "A client's script is clean in pyright's basic mode, by what the wheel brings: py.typed and the stub of the top names"
+    if not find_spec('pyright'): skip('no pyright')
+    shutil.copy(root/'tests'/'client.py', tmp_path)
+    (tmp_path/'wrong.py').write_text('from lotterybook import full_masks, find_tickets\nfull_masks(3)\n')
+    for script, problems in (('client.py', 0), ('wrong.py', 2)):
+        done = command(sys.executable, '-m', 'pyright', '--outputjson', '--pythonpath', furnished/'bin'/'python', script, cwd=tmp_path)
+        if not done.stdout.startswith('{'): skip(f'pyright does not run: {done.stderr[-300:]}')
+        found = json.loads(done.stdout)['generalDiagnostics']
+        assert len(found) == problems, found
 
 def test_every_module_imports(furnished, tmp_path):
     ask  = "import importlib, pkgutil, lotterybook\nfor o in pkgutil.walk_packages(lotterybook.__path__, 'lotterybook.'):\n    if '.nbs' not in o.name: importlib.import_module(o.name)"
