@@ -10,12 +10,12 @@ A ticket: a small network inside yours that learns as well, found with your own 
     train, train_run, evaluate, load('digits'), lenet(64)     # a classifier, if you have none
 
 A pruned network: pruned weights stay exactly zero in any loop (pages 200, 240)
-    full_masks(net), apply_masks, report, remaining; ticket_to_torch for torch.nn.utils.prune
+    full_masks(net), masks_from_zeros, apply_masks, report, coverage; ticket_to_torch, to PyTorch's
 
 Ordered neurons: an LSTM whose gates show phrases (pages 110, 130)
     ONLSTM(32, 64, chunk_size=2)                              # in place of nn.LSTM; cumax
-    model = fit_lm(corpus_from_files('a', 'b', 'c')).model    # of your text (page 150)
-    parse(model, [['a', 'dog', 'barks']])                     # its trees; draw_tree, corpus_f1
+    model = fit_lm(corpus_from_lines(lines), 'tiny').model    # of your text (page 150)
+    parse(model, [['a', 'dog', 'barks']])                     # its trees; word_gates, draw_tree
 
 Many runs: sweep(run, configs, folder) does each once; find() is `lotterybook find` of the shell.
 Each name is in `lotterybook`; dir(lotterybook) lists them, help(lotterybook.find_ticket) explains
@@ -31,7 +31,8 @@ __getattr__, __dir__ = _front_doors(__name__, {
     'tickets.ticket_files': 'Ticket save_ticket load_ticket ticket_to_torch ticket_from_torch',
     'tickets.rewinding': 'rewind',
     'tickets.early_bird': 'EarlyBird',
-    'pruning.masks': 'prunable full_masks apply_masks remaining report',
+    'pruning.masks': 'prunable full_masks masks_from_zeros masks_from_state_dict apply_masks '
+                     'remaining report coverage',
     'pruning.scores': 'magnitude',
     'pruning.allocation': 'per_layer global_',
     'pruning.schedules': 'pruner',
@@ -40,14 +41,14 @@ __getattr__, __dir__ = _front_doors(__name__, {
     'foundations.fast_steps': 'FusedAdam',
     'foundations.training': 'train train_run evaluate',
     'foundations.data': 'load from_tensors from_dataset',
-    'foundations.language_data': 'corpus_from_files',
+    'foundations.language_data': 'corpus_from_files corpus_from_lines',
     'foundations.networks': 'lenet',
     'foundations.sweeps': 'sweep',
     'ordered_neurons.cumax': 'cumax',
     'ordered_neurons.on_lstm': 'ONLSTM',
     'ordered_neurons.word_model': 'LanguageModel save_language_model load_language_model',
     'ordered_neurons.language_model': 'fit_lm',
-    'ordered_neurons.syntactic_distance': 'parse draw_tree',
+    'ordered_neurons.syntactic_distance': 'parse word_gates draw_gates draw_tree draw_boxes',
     'ordered_neurons.constituency': 'corpus_f1',
     'tools.find': 'find',
 })

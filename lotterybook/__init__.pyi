@@ -7,8 +7,9 @@ from .tickets.ticket_files import (
 from .tickets.rewinding import rewind as rewind
 from .tickets.early_bird import EarlyBird as EarlyBird
 from .pruning.masks import (
-    prunable as prunable, full_masks as full_masks, apply_masks as apply_masks,
-    remaining as remaining, report as report)
+    prunable as prunable, full_masks as full_masks, masks_from_zeros as masks_from_zeros,
+    masks_from_state_dict as masks_from_state_dict, apply_masks as apply_masks,
+    remaining as remaining, report as report, coverage as coverage)
 from .pruning.scores import magnitude as magnitude
 from .pruning.allocation import per_layer as per_layer, global_ as global_
 from .pruning.schedules import pruner as pruner
@@ -18,7 +19,8 @@ from .foundations.fast_steps import FusedAdam as FusedAdam
 from .foundations.training import train as train, train_run as train_run, evaluate as evaluate
 from .foundations.data import (
     load as load, from_tensors as from_tensors, from_dataset as from_dataset)
-from .foundations.language_data import corpus_from_files as corpus_from_files
+from .foundations.language_data import (
+    corpus_from_files as corpus_from_files, corpus_from_lines as corpus_from_lines)
 from .foundations.networks import lenet as lenet
 from .foundations.sweeps import sweep as sweep
 from .ordered_neurons.cumax import cumax as cumax
@@ -27,6 +29,8 @@ from .ordered_neurons.word_model import (
     LanguageModel as LanguageModel, save_language_model as save_language_model,
     load_language_model as load_language_model)
 from .ordered_neurons.language_model import fit_lm as fit_lm
-from .ordered_neurons.syntactic_distance import parse as parse, draw_tree as draw_tree
+from .ordered_neurons.syntactic_distance import (
+    parse as parse, word_gates as word_gates, draw_gates as draw_gates, draw_tree as draw_tree,
+    draw_boxes as draw_boxes)
 from .ordered_neurons.constituency import corpus_f1 as corpus_f1
 from .tools.find import find as find
