@@ -57,3 +57,18 @@ except ValueError as error: print(error)
 def test_errors_say_what_to_do(missing, engine, message):
     first, second = ask(CALL.format(missing=missing)).splitlines()
     assert first == engine and message in second
+
+INTERPRET = '''
+import torch
+from lotterybook.ordered_neurons import on_lstm_on_cuda
+def draw(*shape): return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+h = draw(2, 6)
+output, *_, gates, old = torch.ops.lotterybook.on_lstm_interpreted(draw(6, 30), draw(30, 6), h, draw(2, 6), None, False, False)
+def back(*views):
+    return torch.ops.lotterybook.on_lstm_interpreted_backward(draw(6, 6), draw(2, 6), draw(2, 6), draw(6), draw(6), *views, draw(30, 6), h, None, False)
+for a, b in zip(back(gates, old, output), back(*(o.t().contiguous().t() for o in (gates, old, output)))): torch.testing.assert_close(a, b)
+'''
+
+def test_rows_that_lie_otherwise():
+    "Kernels read rows one below the other; whoever calls the backward pass directly may have others"
+    ask(INTERPRET, TRITON_INTERPRET='1')

@@ -82,6 +82,9 @@ def combine_gates(
     if not levels or cells % levels:
         raise ValueError(f'{cells} cells cannot be shared among {levels} levels')
     if (chunk_size := cells // levels) > 1:
-        f_tilde, i_tilde = (g.repeat_interleave(chunk_size, dim=-1) for g in (f_tilde, i_tilde))
+        # not `repeat_interleave`: PyTorch's older ONNX exporter writes it wrongly
+        f_tilde, i_tilde = (
+            g.unsqueeze(-1).expand(*g.shape, chunk_size).contiguous().flatten(-2)
+            for g in (f_tilde, i_tilde))
     omega = f_tilde * i_tilde
     return CellGates(f * omega + (f_tilde - omega), i * omega + (i_tilde - omega), omega)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from ..foundations.arguments import checked_fraction, checked_name, checked_size
+from ..foundations.sparse_inputs import refuse_script
 from .master_gates import levels
 from .recurrence import find_engine, on_lstm_step, recur, gate_dtype
 from .recurrent_dropout import SCALINGS, drop_connect, locked_dropout
@@ -54,6 +55,8 @@ class ONLSTMCell(nn.Module):
         for name in ('bias_ih', 'bias_hh'):
             self.register_parameter(name, new(rows) if bias else None)
         self.reset_parameters()
+
+    __prepare_scriptable__ = refuse_script
 
     def reset_parameters(self) -> None:
         "Draw all weights anew, uniformly from ±1/√(fan in)."
@@ -104,9 +107,13 @@ def _checked_input(x: Tensor, input_size: int, weight: Tensor, packed: bool) -> 
     if x.shape[-1] != input_size:
         raise ValueError(f'input has {x.shape[-1]} features (shape {tuple(x.shape)}), '
                          f'but the layer reads {input_size}')
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != weight.dtype and not _autocast(x.device.type):
         raise ValueError(f'input is {x.dtype} and the weights are {weight.dtype}; '
                          f'convert the input: x.to({weight.dtype})')
+
+def _autocast(device: str) -> bool:
+    "Whether autocast is on; `meta` has none."
+    return device != 'meta' and torch.is_autocast_enabled(device)
 
 def _as_rows(x: Tensor | PackedSequence, batch_first: bool) -> _Rows:
     "A batch of any form as rows."
@@ -172,6 +179,8 @@ class ONLSTM(nn.Module):
                     self.register_parameter(f'{name}_l{l}{end}', weight)
         self.reset_parameters()
 
+    __prepare_scriptable__ = refuse_script
+
     def _check_options(self) -> None:
         "Complain about options that mean nothing."
         for name in ('dropout', 'weight_dropout'):
@@ -214,8 +223,10 @@ class ONLSTM(nn.Module):
         "h and c of each layer, `(directions, batch, hidden)`, in the order of the rows."
         shapes = [(len(self.directions), rows.batch, D) for D in self.hidden_sizes]
         if hx is None: return [[rows.data.new_zeros(shape) for shape in shapes] for _ in range(2)]
-        if len(hx) != 2:
-            raise ValueError(f'the state must be a pair (h_0, c_0), not {len(hx)} tensors')
+        one = isinstance(hx, Tensor) and hx.dim() + unbatched < 4
+        if one or len(hx) != 2:
+            given = f'one tensor of shape {tuple(hx.shape)}' if one else f'{len(hx)} tensors'
+            raise ValueError(f'the state must be a pair (h_0, c_0), not {given}')
         return [_layers(name, part, shapes, unbatched, order)
                 for name, part in zip(('h_0', 'c_0'), hx)]
 
@@ -241,7 +252,7 @@ class ONLSTM(nn.Module):
         rows, unbatched = _as_rows(input, self.batch_first), not packed and input.dim() == 2
         h_0, c_0 = self._states(hx, rows, unbatched, input.sorted_indices if packed else None)
         device = rows.data.device.type
-        low = torch.is_autocast_enabled(device)
+        low = _autocast(device)
         dtype = torch.get_autocast_dtype(device) if low else rows.data.dtype
         with torch.autocast(device, enabled=False) if low else nullcontext():
             x, runs = self._all_layers(rows._replace(data=rows.data.to(dtype)), (h_0, c_0), dtype)
@@ -294,7 +305,7 @@ class ONLSTM(nn.Module):
             each = pad_packed_sequence(PackedSequence(each, *input[1:]))[0]
         else:
             each = self._restored(each, rows, input, batch_first=False)
-        return each.movedim(-1, 0)
+        return each.movedim(each.dim() - 1, 0)  # PyTorch's older ONNX exporter fails at -1
 
     def extra_repr(self) -> str: # what `print` shows
         "The sizes, and what is not as usual."

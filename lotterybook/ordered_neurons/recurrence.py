@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 from ..foundations.arguments import checked_name
+from ..foundations.sparse_inputs import transformed
 from .master_gates import combine_gates, master_gates
 
 # %% ../../nbs/1_ordered_neurons/128_recurrence.ipynb #export-step
@@ -63,11 +64,12 @@ def step_sizes(
     batch_sizes: Tensor | None # `(steps,)` int64, as in a PackedSequence; None: always `batch`
 ) -> list[int]:                # how many sequences each step moves
     "Batch sizes as a list."
-    return [batch]*(rows//max(batch, 1)) if batch_sizes is None else batch_sizes.tolist()
+    return [batch]*int(rows//max(batch, 1)) if batch_sizes is None else batch_sizes.tolist()
 
 def _moved(new: Tensor, old: Tensor) -> Tensor:
     "A state whose first rows are new."
-    return new if len(new) == len(old) else torch.cat([new, old[len(new):]])
+    n = new.shape[0]  # not `len`, which would make an exporter fix it
+    return new if n == old.shape[0] else torch.cat([new, old[n:]])
 
 def loop(
     projected: Tensor,                 # `(rows, 4 hidden + 2 levels)` W x_t + b of every row
@@ -81,14 +83,15 @@ def loop(
 ) -> LayerRun:                         # `output`, last state and distances
     "An ON-LSTM over a batch of sequences, one step after the other. Shen et al. (2019), §4."
     dtype, c = projected.dtype, c.to(gate_dtype(projected.dtype))
-    if not len(projected):
+    if projected.shape[0] == 0:
         return LayerRun(projected.new_zeros(0, h.shape[1]), h.to(dtype), c.to(dtype),
                         *c.new_zeros(2, 0))
     order, taken = -1 if reverse else 1, []
     # split once: to index at each step is slow (page 140)
-    steps = projected.split(step_sizes(len(projected), len(h), batch_sizes))
+    steps = projected.split(step_sizes(projected.shape[0], h.shape[0], batch_sizes))
     for x in steps[::order]:
-        step = on_lstm_step(x, h[:len(x)], c[:len(x)], weight_hh, levels, live_top)
+        n = x.shape[0]
+        step = on_lstm_step(x, h[:n], c[:n], weight_hh, levels, live_top)
         taken.append(step._replace(h=step.h.to(dtype)))
         h, c = _moved(taken[-1].h, h), _moved(step.c, c)
     output, _, f_tilde, i_tilde = (torch.cat(part) for part in zip(*taken[::order]))
@@ -107,9 +110,6 @@ def find_engine(
 ) -> str:            # a key of `ENGINES`
     "The engine to use: the one asked for, or the one that fits the device."
     if checked_name(name, ['auto', *ENGINES], 'engine') != 'auto': return name
-    in_transform = (not torch.compiler.is_compiling() and
-                    torch._C._functorch.peek_interpreter_stack() is not None)
-    if in_transform: return 'loop'  # of torch.func
     compiler = {'cpu': 'numba', 'cuda': 'triton'}.get(tensor.device.type)
     return compiler if compiler in _COMPILERS else 'loop'
 
@@ -127,8 +127,14 @@ def load_engine(
 def recur(
     engine: str,        # 'auto', or a key of `ENGINES`
     projected: Tensor,  # `(rows, 4 hidden + 2 levels)`
+    weight_hh: Tensor,  # `(4 hidden + 2 levels, hidden)`
+    h: Tensor,          # `(batch, hidden)`
     *args: object,      # the other arguments of `loop`
     **options: object,  # by name
 ) -> LayerRun:          # as `loop` returns it
     "Run a batch of sequences through an engine."
-    return load_engine(find_engine(engine, projected))(projected, *args, **options)
+    if transformed():
+        steps = projected.shape[0]//max(h.shape[0], 1)
+        free = isinstance(steps, torch.SymInt) and steps.node.maybe_as_int() is None
+        if not free: engine = 'loop'  # any number of steps cannot be written out
+    return load_engine(find_engine(engine, projected))(projected, weight_hh, h, *args, **options)
