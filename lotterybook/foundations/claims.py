@@ -43,6 +43,10 @@ def _picked(rows: list[dict], claim: dict, prefix: str, unit: str) -> dict:
         raise ValueError(f'the claim speaks of {", ".join(missing)}; '
                          f'the columns are {", ".join(rows[0])}')
     wanted = {k: claim[prefix + k] for k in columns}
+    for k, v in wanted.items():
+        if rows and all(r[k] != v for r in rows):
+            there = ', '.join(map(repr, dict.fromkeys(r[k] for r in rows)))
+            raise ValueError(f'the claim speaks of {k} {v!r}, and the rows have {there}')
     group = [r for r in rows if all(r[k] == v for k, v in wanted.items())]
     found = {r[unit]: r[claim['value']] for r in group}
     if len(found) < len(group):

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from .arguments import checked_fraction, checked_size
-from .files import write_atomically
+from .files import checked_file_name, read_json, write_atomically
 if TYPE_CHECKING: from IPython.display import Markdown
 
 # %% ../../nbs/7_foundations/725_results.ipynb #export-rows
@@ -58,16 +58,21 @@ def write_rows(
     lines = [columns, *([_field(row.get(name)) for name in columns] for row in rows)]
     return write_atomically(path, ''.join(_line(o) + '\n' for o in lines))
 
+_REMEDY = 'put a good copy there, or run again what made it'
+
 def read_rows(
     path: str | Path,  # a `.csv` that `write_rows` wrote
 ) -> list[dict]:       # the same rows
     "Read rows, types restored."
-    with open(path, newline='', encoding='utf-8') as f:
-        rows = list(csv.DictReader(f))
+    try:
+        with open(path, newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise ValueError(f'{path} is damaged ({e}); {_REMEDY}') from e
     for k, row in enumerate(rows):
         if None in row or None in row.values():  # too many fields, or too few
             raise ValueError(f'{path} is damaged: '
-                             f'row {k + 1} has not as many fields as there are columns: {row}')
+                             f'row {k + 1} has not as many fields as there are columns: {row}; '
+                             f'{_REMEDY}')
     return [{name: _value(field) for name, field in row.items()} for row in rows]
 
 # %% ../../nbs/7_foundations/725_results.ipynb #export-provenance
@@ -120,7 +125,8 @@ def result_path(
     name: str,        # file name
 ) -> Path:            # where to write it
     "The place of a file among an experiment's results."
-    return _places()[0]/experiment/name
+    checked_file_name(experiment, 'the experiment')
+    return _places()[0]/experiment/checked_file_name(name, 'the result')
 
 def save_rows(
     rows: Iterable[dict],  # one per measurement
@@ -156,15 +162,19 @@ def load_settings(
     run: str,         # 'quick', 'full', …
 ) -> dict:            # parameters, seeds, versions, device, seconds
     "Read what is recorded beside the rows."
-    return json.loads(_found(experiment, f'{run}.json').read_text())
+    return read_json(_found(experiment, f'{run}.json'), _REMEDY)
 
 # %% ../../nbs/7_foundations/725_results.ipynb #export-interval
+def _numbers(values: Iterable[float]) -> list[float]:
+    if isinstance(values, str | bytes): raise ValueError(f'{values!r} is text, and no list of numbers')
+    return [float(o) for o in values]
+
 def interval(
     values: Iterable[float],   # one per replicate, two at least
     confidence: float = .95,   # in (0, 1)
 ) -> tuple[float, float, float]: # mean, lower end, upper end
     "Mean and Student's t interval."
-    values = [float(o) for o in values]
+    values = _numbers(values)
     checked_fraction(confidence, 'confidence')
     if odd := [o for o in values if not math.isfinite(o)]:
         raise ValueError(f'an interval needs finite values, not {odd}')
@@ -193,7 +203,7 @@ def mean_interval(
 ) -> tuple[float, float | None, float | None]: # mean, lower end, upper end
     "Mean, and the 95 % t interval of enough replicates."
     checked_size(least, 'least', least=2)  # an interval needs two
-    values = [float(o) for o in values]
+    values = _numbers(values)
     if not values: raise ValueError('a mean needs one value at least')
     return interval(values) if len(values) >= least else (math.fsum(values)/len(values), None, None)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .arguments import checked_size, plain
 from .checkpoints import advance_kept, snapshot, training_settings
-from .data import Splits
+from .data import Splits, check_splits
 from .fast_steps import FusedAdam, flushed_denormals
 from .hooks import FiniteLoss, LearningRate, ShowProgress
 from .progress import progress_bar
@@ -87,6 +87,7 @@ def evaluate(
     piece: int = 1000,  # examples at once
 ) -> tuple[float, float]: # mean cross-entropy in nats, accuracy in [0, 1]
     "Loss and accuracy on some examples."
+    if len(x) != len(y): raise ValueError(f'{len(x)} inputs, and {len(y)} labels')
     loss = right = 0.
     with evaluating(net):
         for xs, ys in zip(x.split(piece), y.split(piece)):
@@ -160,6 +161,7 @@ def train_run(
         raise ValueError(f'steps={steps}, and {run.step} are taken: nothing is left to train')
     for name, size in dict(eval_every=eval_every, save_every=save_every).items():
         checked_size(size, name)
+    check_splits(data)
     device = device or next(run.net.parameters()).device
     data, net = data.to(device), run.net.to(device).train()
     run.optimizer.load_state_dict(run.optimizer.state_dict())  # its memory to where the weights are

@@ -513,3 +513,20 @@ def test_what_validation_measures():
 def test_wrong_every(every):
     "Refused by its name."
     with pytest.raises(ValueError, match=f'every={every}'): Validate(validation(digits), every)
+
+# --- data that does not fit
+
+def test_evaluate_needs_a_label_for_each_input():
+    "Fewer, or more, by whole pieces: what is left over would not count, or count as wrong."
+    x, y = torch.randn(20, 64), torch.arange(20) % 10
+    for labels in (y[:10], torch.cat([y, y])):
+        with pytest.raises(ValueError, match=f'20 inputs, and {len(labels)} labels'): evaluate(lenet_of(), x, labels, piece=10)
+
+def test_data_that_does_not_fit_is_refused_before_training():
+    net = lenet_of()
+    before = weights(net)
+    for part in ('train', 'validation', 'test'):
+        y = getattr(digits, f'y_{part}')
+        for labels in (torch.cat([y, y]), torch.where(y == 3, -100, y), torch.where(y == 3, 10, y)):
+            with pytest.raises(ValueError, match=f'{part}: '): train(net, digits._replace(**{f'y_{part}': labels}), steps=2)
+    assert same(weights(net), before)
