@@ -19,10 +19,10 @@ def test_sweep_on_dask(tmp_path, monkeypatch):
         def kill_one():
             while len(list((tmp_path/'results').glob('*.json'))) < 3: time.sleep(.05)
             os.kill(list(client.run(os.getpid).values())[0], signal.SIGKILL)
-        killer = threading.Thread(target=kill_one)
+        killer = threading.Thread(target=kill_one, daemon=True)
         killer.start()
         results = sweep(run, configs, 'results', executor=client.get_executor(pure=False), progress=False, retries=2)
-        killer.join()
+        killer.join(10)
     assert [o['square'] for o in results] == [v*v for v in range(12)]
     assert len({o['pid'] for o in results}) == 3                              # two workers, and the one that took the dead one's place
     assert failed.exists() and len(list((tmp_path/'results').glob('*.json'))) == 12

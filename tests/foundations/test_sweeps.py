@@ -56,11 +56,11 @@ def test_it_is_tried_next(tmp_path):
     assert order.index(5) > 1 and order.count(0) == 2 and sorted(order) == [0, 0, 1, 2, 3, 4, 5]
 
 def test_a_dead_worker_is_replaced(tmp_path):
-    "Two workers, each of which dies once; the pool is ours, and a new one is made."
-    given = with_tries(tmp_path/'tries', run1=1, run4=1)
-    got = sweep(dies, given, tmp_path/'out', workers=2, name=name, progress=False, retries=3)
+    "One of two dies; the pool is ours, and a new one is made."
+    given = with_tries(tmp_path/'tries', run1=1)
+    got = sweep(dies, given, tmp_path/'out', workers=2, name=name, progress=False, retries=1)
     assert [o['square'] for o in got] == squares
-    assert tries(tmp_path/'tries')[1] >= 2 and tries(tmp_path/'tries')[4] >= 2
+    assert tries(tmp_path/'tries')[1] == 2
 
 @pytest.mark.parametrize('retries', [0, 1])
 def test_a_run_that_always_kills_its_worker(retries, tmp_path):
@@ -104,7 +104,7 @@ def test_removed_during_the_sweep(what, tmp_path):
     out = tmp_path/'out'
     def run(config):
         if config['value'] == 3:
-            while not (out/'value=2.json').exists(): time.sleep(.01)
+            while len(list(out.glob('*.json'))) < 3: time.sleep(.01)
             shutil.rmtree(out) if what == 'folder' else (out/'value=0.json').unlink()
         return example_run(config)
     with pytest.raises((RunFailed, OSError), match='was removed'):
