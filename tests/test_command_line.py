@@ -1,5 +1,5 @@
 "The command `lotterybook`, as a shell sees it."
-import os, signal, subprocess, sys, time
+import json, os, resource, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 
@@ -25,6 +25,10 @@ def test_usage_errors(tmp_path):
     for args in ([], ['walk'], ['run', '-j', 'two'], ['find', '--data', 'digits']):
         assert lotterybook(*args, cwd=tmp_path).returncode == 2
 
+def test_no_command_shows_the_help(tmp_path):
+    done = lotterybook(cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, '') and 'run pages from top to bottom' in done.stderr
+
 def test_control_rounds_that_are_none(tmp_path):
     done = lotterybook('find', '--out', 'there', '--control-rounds', 'a', cwd=tmp_path)
     assert done.returncode == 2 and "--control-rounds: 'a' is no list of rounds" in done.stderr and '_rounds value' not in done.stderr
@@ -35,11 +39,15 @@ def test_help_of_find_names_its_defaults(tmp_path):
     for text in ('default: 0.2', '1,000 on digits, else 50,000', 'lenet or batchnorm_mlp', 'magnitude_at_init'): assert text in told
 
 def test_unknown_page(tmp_path):
-    assert "no page '999'; the pages are" in one_line(lotterybook('run', '999', cwd=tmp_path))
+    assert "no page '111'; did you mean 110? The pages are" in one_line(lotterybook('run', '111', cwd=tmp_path))
     assert not list(tmp_path.iterdir())
 
 def test_unknown_parameter(tmp_path):
     assert "no parameter 'colour': 110_cumax has" in one_line(lotterybook('run', '110', '-p', 'colour', 'red', cwd=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+def test_a_run_that_leaves_its_folder(tmp_path):
+    for name in ('../../x', 'a/b', ''): assert 'makes no file name' in one_line(lotterybook('run', '900', '-p', 'run', name, cwd=tmp_path))
     assert not list(tmp_path.iterdir())
 
 def test_unwritable_folder(tmp_path):
@@ -52,6 +60,24 @@ def test_run_one_page(tmp_path):
     assert '1 of 1 pages ran' in done.stdout and f"executed pages  {Path('there')/'pages'}" in done.stdout
     assert (tmp_path/'there'/'pages'/'1_ordered_neurons'/'110_cumax.ipynb').is_file()
     assert (tmp_path/'there'/'report.json').is_file()
+
+def test_full_disk(tmp_path):
+    "No file may grow beyond 100 kB: one page fits. Both are told, the report is whole, and no half page is left."
+    def cramped(): resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    done = lotterybook('run', '715', '720', '--out', 'out', cwd=tmp_path, preexec_fn=cramped)
+    assert done.returncode == 1 and 'Traceback' not in done.stderr, done.stdout + done.stderr
+    assert '1 of 2 pages ran' in done.stdout and '720_randomness  cell None: OSError: [Errno 27] File too large' in done.stdout
+    report = json.loads((tmp_path/'out'/'report.json').read_text())
+    assert [(o['page'], o['ok']) for o in report['pages']] == [('715_progress', True), ('720_randomness', False)]
+    assert [o.name for o in (tmp_path/'out'/'pages').rglob('*.ipynb')] == ['715_progress.ipynb']
+
+def test_folder_removed_during_the_run(tmp_path):
+    "A page that ran and is gone is a failure, told by name."
+    work = subprocess.Popen([tool, 'run', '715', '720', '-j', '1', '--out', 'out'], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert 'ok' in (line := work.stdout.readline()) and '715_progress' in line
+    (tmp_path/'out').rename(tmp_path/'elsewhere')
+    said = work.communicate(timeout=120)[0]
+    assert work.returncode == 1 and '715_progress.ipynb was removed during the run' in said and '0 of 2 pages ran' in said
 
 def test_fetch_of_unknown_data(tmp_path):
     assert 'mnist' in one_line(lotterybook('fetch', 'nist', cwd=tmp_path))

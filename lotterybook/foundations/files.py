@@ -62,6 +62,7 @@ def write_atomically(
             f.flush()
             os.fsync(f.fileno())  # on the disk before the name points at it
         os.replace(part, path)
+    except OSError as e: raise OSError(e.errno, e.strerror, str(path)) from e  # a full disk names none
     finally:
         part.unlink(missing_ok=True)  # gone after the rename; a failed write leaves nothing
     return path

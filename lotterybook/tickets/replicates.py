@@ -17,10 +17,10 @@ import torch
 from ..foundations.arguments import check_settings, checked_fraction, checked_name, checked_size
 from ..foundations.data import CLASSIFICATION, DATASETS, Splits, load
 from ..foundations.fast_steps import FusedAdam
-from ..foundations.files import write_atomically
+from ..foundations.files import read_json, write_atomically
 from ..foundations.networks import NETWORKS, build
 from ..foundations.running import Run
-from ..foundations.sweeps import folder_lock, read_result, sweep
+from ..foundations.sweeps import folder_lock, read_result, read_run, sweep
 from ..foundations.training import train_run
 from ..pruning.allocation import per_layer
 from ..pruning.masks import remaining
@@ -182,7 +182,7 @@ def finished_runs(
     "What a search has done so far."
     runs = Path(out)/'runs'
     if plan is None:
-        there = [json.loads(f.read_text())['config'] for f in runs.glob('*.json')]
+        there = [read_run(f)[0] for f in runs.glob('*.json')]
         order = list(CONDITIONS)
         def place(c): return order.index(c) if c in order else len(order)  # its row is gone
         plan  = sorted(there, key=lambda c: (c['seed'], c['round'], place(c['condition'])))
@@ -221,7 +221,7 @@ def _claim(out: Path, settings: dict) -> None:
     "Note the settings of a search in its folder; refuse one where another has begun."
     keep = out/'search.json'
     if keep.exists() and any((*out.glob('runs/*.json'), *out.glob('ticket-*.safetensors'))):
-        before = json.loads(keep.read_text())
+        before = read_json(keep, 'remove it, and give the settings that its runs were made with')
         check_settings(_identity(before), _identity(settings), out)
         rounds = max(settings.get('rounds', 0), before.get('rounds', 0))  # less takes nothing away
         settings = dict(settings, rounds=rounds)
@@ -259,14 +259,17 @@ def _draw_measure(ax, rows: list[dict], measure: str) -> None:
 def draw_search(
     rows: list[dict],  # of `search`
     title: str = '',   # the finding, if there is one
-    measures: tuple[str, ...] | None = None, # columns, a panel each; None: early stop, or all
+    measures: tuple[str, ...] | None = None, # columns, a panel each; None: early stop, or all that
+                       # are not the same number everywhere
 ):                     # a matplotlib figure
     "Measures against weights remaining, by condition. Frankle & Carbin (2019), figures 3 to 5."
     import matplotlib.pyplot as plt
     from lotterybook.foundations.plots import caption
     there = [k for k, v in rows[0].items() if k not in COLUMNS and isinstance(v, int | float)]
     early = [k for k in ('stop_step', 'stop_accuracy') if k in there]
-    if measures is None: measures = early or there
+    if measures is None:
+        measures = early or there
+        measures = [k for k in measures if len({r[k] for r in rows}) > 1] or measures[-1:]
     for measure in measures: checked_name(measure, there, 'measure')
     fig, axs = plt.subplots(len(measures), 1, figsize=(6, .4 + 2.5*len(measures)), squeeze=False)
     for ax, measure in zip(axs[:, 0], measures): _draw_measure(ax, rows, measure)

@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser: # of the whole command line
     top   = argparse.ArgumentParser('lotterybook', description=about, epilog=_codes, **style)
     top.add_argument('--version', action='version',
                      version=f'lotterybook {lotterybook.__version__}')
-    commands = top.add_subparsers(dest='command', required=True, metavar='command')
+    commands = top.add_subparsers(dest='command', metavar='command')
     for name, (purpose, arguments, below) in _subcommands.items():
         sentence = purpose[0].upper() + purpose[1:] + '.'
         arguments(commands.add_parser(name, help=purpose, description=sentence,
@@ -134,8 +134,12 @@ def main(
     argv=None # arguments; default: those of the process
 ) -> int:     # exit code
     "The command `lotterybook`: read the arguments, do as they say, return the exit code."
-    flags  = vars(parser().parse_args(argv))
-    action = dict(run=_run, find=_find, fetch=_fetch, readme=_readme)[flags.pop('command')]
+    flags = vars(parser().parse_args(argv))
+    command = flags.pop('command')
+    if not command:
+        parser().print_help(sys.stderr)
+        return 2
+    action = dict(run=_run, find=_find, fetch=_fetch, readme=_readme)[command]
     try: return action(**flags) or 0
     except (ValueError, OSError) as e:
         print(f"lotterybook: {' '.join(str(e).split())}", file=sys.stderr)

@@ -7,7 +7,9 @@ __all__ = ['find']
 
 # %% ../../nbs/8_tools/850_find.ipynb #export-imports
 import os
+from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from ..foundations.arguments import checked_size
 
 # %% ../../nbs/8_tools/850_find.ipynb #export-find
@@ -28,7 +30,7 @@ def find(
     from lotterybook.foundations.data import fetch
     from lotterybook.foundations.sweeps import RunFailed
     from lotterybook.tickets.replicates import (CONDITIONS, finished_runs, search, search_plan,
-                                                search_settings)
+                                                search_settings, table_row)
     checked_size(seeds, 'seeds')
     workers = os.cpu_count() or 1 if workers is None else checked_size(workers, 'workers')
     settings = search_settings(data, net, rounds, **settings)
@@ -48,13 +50,14 @@ def find(
               f'and kept in {out}. The same command goes on.')
         raise
     except RunFailed as e:
-        _tell(out, settings)
+        with suppress(OSError): _tell(out, settings)
         if isinstance(e.__cause__, OSError): # a full disk: not the run's fault
             raise OSError(str(e)) from e
         raise
     if done == len(plan) and _up_to_date(out):
         print(f'All {done} runs are done already; nothing to do.')
-    else: _draw(_tell(out, settings), out)
+    else: _draw(_tell(out, settings), settings, out)
+    print(_summary([table_row(r) for r in finished_runs(out)], settings['steps']))
     print(f'table    {out/"rows.csv"}\n'
           f'picture  {out/"curve.png"}\n'
           f'tickets  {out/"ticket-seed*-round*.safetensors"}')
@@ -68,6 +71,7 @@ def _tell(out: Path, settings: dict) -> list[dict]:
     from lotterybook.foundations.results import provenance, write_rows
     from lotterybook.tickets.replicates import finished_runs, table_row
     runs = finished_runs(out)
+    if not runs: return []
     with flushed_denormals() as flushed:
         about = dict(settings, seconds=sum(r['seconds'] for r in runs), flushed_denormals=flushed)
     write_atomically(out/'rows.json',
@@ -78,19 +82,70 @@ def _tell(out: Path, settings: dict) -> list[dict]:
 
 def _up_to_date(out: Path) -> bool:
     "Do table and picture tell of all runs that a folder has?"
+    from lotterybook.foundations.files import read_json
     from lotterybook.foundations.results import read_rows
     from lotterybook.tickets.replicates import finished_runs, table_row
-    table, picture = out/'rows.csv', out/'curve.png'
-    if not (table.exists() and picture.exists()): return False
-    return (read_rows(table) == [table_row(r) for r in finished_runs(out)] and
-            picture.stat().st_mtime_ns >= table.stat().st_mtime_ns)
+    table, picture, about = out/'rows.csv', out/'curve.png', out/'rows.json'
+    rows = [table_row(r) for r in finished_runs(out)]
+    try:
+        read_json(about, '')
+        return (read_rows(table) == rows and
+                picture.stat().st_mtime_ns >= table.stat().st_mtime_ns)
+    except (FileNotFoundError, ValueError): return False  # missing or damaged: written again
 
-def _draw(rows: list[dict], out: Path) -> None:
+def _draw(rows: list[dict], settings: dict, out: Path) -> None:
     "The picture of a search."
     import matplotlib.pyplot as plt
     from lotterybook.foundations.plots import save_picture, use_style
     from lotterybook.tickets.replicates import draw_search
     use_style()
-    fig = draw_search(rows)
+    fig = draw_search(rows, _title(rows, settings))
     save_picture(fig, out/'curve.png')
     plt.close(fig)
+
+# %% ../../nbs/8_tools/850_find.ipynb #export-summary
+def _accuracies(rows: list[dict]) -> dict[float, dict[str, dict[int, float]]]:
+    "Test accuracy at early stop in percent, by weights remaining, condition and seed."
+    found = {}
+    for r in sorted(rows, key=lambda r: r['round']):
+        size = found.setdefault(100*r['remaining'], {})
+        size.setdefault(r['condition'], {})[r['seed']] = 100*r['stop_accuracy']
+    return found
+
+def _lead(size: dict[str, dict[int, float]]) -> tuple[str, float, float | None, float | None] | None:
+    "The best twin, and how far the ticket is ahead of it: mean and interval."
+    from lotterybook.foundations.results import mean_interval
+    ticket = size.get('ticket', {})
+    twins  = {c: v for c, v in size.items() if c != 'ticket' and v.keys() & ticket.keys()}
+    if not twins: return None
+    best = max(twins, key=lambda c: fmean(twins[c].values()))
+    both = twins[best].keys() & ticket.keys()
+    return best, *mean_interval([ticket[s] - twins[best][s] for s in both])
+
+def _told(lead: tuple[str, float, float | None, float | None] | None) -> str:
+    "A lead as it is printed."
+    if lead is None: return ''
+    twin, mean, low, high = lead
+    return f'{mean:+.1f}' + ('' if low is None else f' ({low:+.1f} to {high:+.1f})') + f' {twin}'
+
+def _summary(rows: list[dict], steps: int) -> str:
+    "What a search found, as text."
+    names = list(dict.fromkeys(r['condition'] for r in rows))
+    lines = [['weights', *names, 'ticket - best twin (95 % interval)']]
+    for remaining, size in _accuracies(rows).items():
+        means = [f'{fmean(size[c].values()):.1f}' if c in size else '' for c in names]
+        lines.append([f'{remaining:.1f}%', *means, _told(_lead(size))])
+    widths = [max(map(len, column)) for column in zip(*lines)][:-1]
+    text = [' '.join([*map(str.rjust, line, widths), ' ' + line[-1]]).rstrip() for line in lines]
+    late = sum(r['stop_step'] == steps for r in rows)
+    if late: text += ['', f'{late} of {len(rows)} runs stopped at the last step: raise --steps']
+    seeds = len({r['seed'] for r in rows})
+    return '\n'.join([f'Test accuracy at early stop (%), mean of the seeds: {seeds}', *text, ''])
+
+def _title(rows: list[dict], settings: dict) -> str:
+    "The finding, or without enough seeds for one what was searched."
+    leads = [lead for size in _accuracies(rows).values() if (lead := _lead(size))]
+    if not leads or any(low is None for _, _, low, _ in leads):
+        return f'{settings["net"]} on {settings["data"]}, {settings["steps"]:,} steps'
+    ahead = sum(low > 0 for _, _, low, _ in leads)
+    return f'The ticket is ahead of its best twin at {ahead} of {len(leads)} sizes'

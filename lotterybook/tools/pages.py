@@ -10,10 +10,13 @@ __all__ = ['book_folder', 'in_clone', 'find_pages', 'page_cells', 'parameters', 
 import ast, json, logging, os, platform, re, shutil, tempfile, threading, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from difflib import get_close_matches
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 import lotterybook
+from ..foundations.files import (
+    checked_file_name, make_folder, read_json, write_atomically)
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-book-folder
 def book_folder() -> Path: # absolute path
@@ -33,8 +36,14 @@ def in_clone() -> bool: # True in a clone, False in an installed wheel
 # %% ../../nbs/8_tools/800_pages.ipynb #export-find-pages
 def _handles(stem): return {stem, *stem.split('_', 1)} # of '110_cumax' also '110' and 'cumax'
 
+def _nearest(name, known):
+    "The number next to `name`, or the word most like it; '' if there is none"
+    numbers = [o for o in known if o.isdecimal()]
+    if name.isdecimal(): return min(numbers, key=lambda o: abs(int(o) - int(name)), default='')
+    return ''.join(get_close_matches(name, known, 1))
+
 def find_pages(
-    names=(),         # numbers, words, stems or paths of pages or parts; none: every page
+    names=(),         # numbers, words, stems or paths of pages or parts, or one; none: every page
     folder: Path=None # where to look; default: `book_folder()`
 ) -> list[Path]:      # in the order of their numbers, each once
     "The notebooks that `names` ask for."
@@ -43,10 +52,14 @@ def find_pages(
     pages  = sorted((o for o in folder.rglob('*.ipynb') if not hidden(o)),
                     key=lambda o: (o.stem == 'index', o.name))
     answer = lambda page, name: name in _handles(page.stem) | _handles(page.parent.name)
+    names  = [names] if isinstance(names, (str, Path)) else names
     wanted = [Path(o).name.removesuffix('.ipynb') for o in names]
     for name in wanted:
         if not any(answer(o, name) for o in pages):
-            raise ValueError(f"no page {name!r}; the pages are {', '.join(o.stem for o in pages)}")
+            near = _nearest(name, sorted(set().union(*(_handles(o.stem) for o in pages))))
+            hint = f'did you mean {near}? The' if near else 'the'
+            raise ValueError(f"no page {name!r}; {hint} pages are "
+                             f"{', '.join(o.stem for o in pages)}")
     return [o for o in pages if not wanted or any(answer(o, name) for name in wanted)]
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-parameters
@@ -54,7 +67,7 @@ def page_cells(
     page: Path # a notebook
 ) -> list:     # of dicts, as the file has them
     "The cells of `page`."
-    return json.loads(Path(page).read_text(encoding='utf-8'))['cells']
+    return read_json(page, 'put a good copy of the page there')['cells']
 
 def _source(cell): return ''.join(cell['source']) # a string or, mostly, a list of lines
 
@@ -103,6 +116,7 @@ def plan(
 ) -> list[tuple]:      # (page, its values): what `run` will do
     "Which pages to run and with which values; a ValueError where the two do not fit."
     values, fulls = values or {}, full_runs(folder) if full else {}
+    if 'run' in values: checked_file_name(str(values['run']), 'run =') # it names the results
     pages = find_pages(names or list(fulls) if full else names, folder)
     have  = {page: parameters(page) for page in pages}
     if full and (quick := [o.stem for o in pages if o.stem not in fulls]):
@@ -193,9 +207,10 @@ def source_fingerprint(
     return sha256(json.dumps([(o.name, says(o)) for o in files]).encode()).hexdigest()[:16]
 
 def _last_started(copy):
-    "Number of the last cell that was started in `copy`"
-    if not copy.exists(): return None
-    return max((i for i, o in enumerate(page_cells(copy))
+    "Number of the last cell that was started in `copy`; None if that was not written whole"
+    try: cells = page_cells(copy)
+    except (OSError, ValueError): return None
+    return max((i for i, o in enumerate(cells)
                 if o['metadata'].get('papermill', {}).get('start_time')), default=None)
 
 def run_page(
@@ -210,8 +225,8 @@ def run_page(
     from papermill import PapermillExecutionError, execute_notebook
     logging.getLogger('papermill').setLevel(logging.CRITICAL) # what it logs is in what we return
     start, failure = time.time(), {}
-    copy.parent.mkdir(parents=True, exist_ok=True); copy.unlink(missing_ok=True)
     try:
+        copy.parent.mkdir(parents=True, exist_ok=True); copy.unlink(missing_ok=True)
         with _kernel(page.parent, environment or quiet_environment(),
                      [] if running is None else running) as kernel:
             execute_notebook(page, copy, values, km=kernel, kernel_name='python3',
@@ -220,9 +235,10 @@ def run_page(
     except PapermillExecutionError as e:
         failure = dict(cell=e.cell_index, error=f'{e.ename}: {e.evalue}', code=e.source,
                        traceback=_colours.sub('', '\n'.join(e.traceback)))
-    except Exception as e: # a cell too slow, a kernel that died or never started, no notebook
+    except Exception as e: # a cell too slow, a kernel that died or never started, a full disk
         failure = dict(cell=_last_started(copy), error=f'{type(e).__name__}: {e}'.strip())
-        if failure['cell'] is not None: failure['code'] = _source(page_cells(copy)[failure['cell']])
+        if failure['cell'] is None: copy.unlink(missing_ok=True) # nothing ran, or half written
+        else: failure['code'] = _source(page_cells(copy)[failure['cell']])
     return dict(page=page.stem, ok=not failure, seconds=round(time.time() - start, 1),
                 parameters=values or {}, source=source_fingerprint(page), **failure)
 
@@ -257,7 +273,7 @@ def library_fingerprint() -> str: # 16 hexadecimal digits
 def _write_report(file, outcomes):
     pages = sorted(outcomes, key=lambda o: o['page'])
     facts = dict(python=platform.python_version(), library=library_fingerprint(), pages=pages)
-    file.write_text(json.dumps(facts, indent=1), encoding='utf-8')
+    write_atomically(file, json.dumps(facts, indent=1))
 
 def _near(path):
     "`path` as a person here would write it"
@@ -284,17 +300,17 @@ def save_outputs(
     copy: Path, # its executed copy
 ):
     "Put the outputs of `copy` into `page`, cleaned as `nbdev-clean` does and without widgets."
-    from fastcore.nbio import write_nb
+    from fastcore.nbio import nb2str
     from nbdev.clean import clean_nb
     drawn = lambda o: 'application/vnd.jupyter.widget-view+json' not in o.get('data', {})
     outputs = {o['id']: [out for out in o['outputs'] if drawn(out)]
                for o in page_cells(copy) if o['cell_type'] == 'code'}
-    notebook = json.loads(page.read_text(encoding='utf-8'))
+    notebook = read_json(page, 'put a good copy of the page there')
     for cell in notebook['cells']:
         if cell['cell_type'] == 'code': cell['outputs'] = outputs[cell['id']]
     notebook['metadata'].pop('widgets', None)
     clean_nb(notebook, allowed_cell_metadata_keys=['tags'])
-    write_nb(notebook, page)
+    write_atomically(page, nb2str(notebook))
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-check-run
 def _check_run(jobs, full, values, save):
@@ -319,6 +335,12 @@ def _line(outcome, count, total):
     return (f"[{count:{len(str(total))}}/{total}] {how} {outcome['seconds']:6.1f} s  "
             f"{outcome['page']}{ending}")
 
+def _saved(page, copy, outcome):
+    "The outcome of a page whose outputs were to be saved."
+    try: save_outputs(page, copy)
+    except OSError as e: outcome.update(ok=False, cell=None, error=f'{type(e).__name__}: {e}')
+    return outcome
+
 def _results_folder(full, out):
     "Where pages shall write results; None: beside the page"
     if chosen := os.environ.get('LOTTERYBOOK_RESULTS'): return Path(chosen).resolve()
@@ -340,28 +362,29 @@ def run(
                          folder or book_folder())
     results, jobs, since = (_results_folder(full, out), jobs or min(os.cpu_count() or 1, 4),
                             time.time())
+    copies = {page.stem: out/'pages'/page.relative_to(folder) for page, _ in todo}
     def one(page, values, running):
         "The outcome of a page, run as a copy."
-        copy    = out/'pages'/page.relative_to(folder)
-        outcome = run_page(page, copy, values, quiet_environment(results),
+        outcome = run_page(page, copies[page.stem], values, quiet_environment(results),
                            None if full else cell_timeout, running)
-        if save and outcome['ok']: save_outputs(page, copy)
-        return outcome
-    out.mkdir(parents=True, exist_ok=True)
+        return _saved(page, copies[page.stem], outcome) if save and outcome['ok'] else outcome
+    make_folder(out)
     done = []
     try:
         for outcome in side_by_side(todo, jobs, one):
             done.append(outcome)
             print(_line(outcome, len(done), len(todo)), flush=True)
     except KeyboardInterrupt: pass # told below
-    _write_report(out/'report.json', done)
+    for o in done:
+        if o['ok'] and not copies[o['page']].exists():
+            o.update(ok=False, cell=None, error=f"{copies[o['page']]} was removed during the run")
     _tell_failures(done)
     good = sum(o['ok'] for o in done)
     print(f'\n{good} of {len(todo)} pages ran in {time.time() - since:.0f} s, {jobs} at a time')
-    print(f"report          {_near(out/'report.json')}")
     _tell_places(out/'pages', results or folder/'9_experiments'/'results',
                  [page.stem for page, _ in todo], since)
-    if left := [page.stem for page, _ in todo if page.stem not in {o['page'] for o in done}]:
-        print('stopped; to run what is left: lotterybook run ' + ' '.join(left))
-        return 130
-    return int(good < len(todo))
+    left = [page.stem for page, _ in todo if page.stem not in {o['page'] for o in done}]
+    if left: print('stopped; to run what is left: lotterybook run ' + ' '.join(left))
+    _write_report(out/'report.json', done) # last: where the disk is full, all else is said
+    print(f"report          {_near(out/'report.json')}")
+    return 130 if left else int(good < len(todo))

@@ -8,6 +8,7 @@ __all__ = ['move_links', 'title', 'chapters', 'render', 'update_map', 'readme']
 # %% ../../nbs/8_tools/810_readme.ipynb #export-imports
 import json, re
 from pathlib import Path
+from ..foundations.files import read_json, write_atomically
 from .pages import book_folder, find_pages, in_clone, page_cells
 
 # %% ../../nbs/8_tools/810_readme.ipynb #export-move-links
@@ -77,14 +78,13 @@ def update_map(
     index: Path # the front page, changed in place
 ) -> bool:      # True if it changed
     "Put the present map of chapters into the cell `map` of `index`."
-    notebook = json.loads(index.read_text(encoding='utf-8'))
+    notebook = read_json(index, 'put a good copy of the page there')
     cell = next((o for o in notebook['cells'] if o['id'] == 'map'), None)
     if cell is None: raise ValueError(f'{index} has no cell with the id map')
     new = '## The chapters\n\n' + chapters(index.parent)
     if ''.join(cell['source']) == new: return False
     cell['source'] = new.splitlines(keepends=True)
-    index.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + '\n',
-                     encoding='utf-8')
+    write_atomically(index, json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + '\n')
     return True
 
 def readme(
@@ -96,5 +96,4 @@ def readme(
     index = (folder or book_folder())/'index.ipynb'
     update_map(index)
     target = index.parent.parent/'README.md'
-    target.write_text(render(index), encoding='utf-8')
-    return target
+    return write_atomically(target, render(index))
