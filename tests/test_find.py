@@ -1,5 +1,5 @@
 "`lotterybook find`, as a shell sees it; that a killed search goes on to the same bits is shown on its page."
-import json, os, re, resource, shutil, signal, subprocess, time
+import os, re, resource, shutil, signal, subprocess, time
 import pytest
 from lotterybook.foundations.results import read_rows
 from lotterybook.tools.find import _summary, _title, find

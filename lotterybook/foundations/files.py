@@ -54,7 +54,7 @@ def write_atomically(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left(path.parent)
-    part = path.with_name(f'.{_machine()}.{os.getpid()}.{os.urandom(4).hex()}.part')  # of this write
+    part = path.with_name(f'.{_machine()}.{os.getpid()}.{os.urandom(4).hex()}.part')
     data = content.encode() if isinstance(content, str) else content
     try:
         with open(part, 'wb') as f:
@@ -62,7 +62,9 @@ def write_atomically(
             f.flush()
             os.fsync(f.fileno())  # on the disk before the name points at it
         os.replace(part, path)
-    except OSError as e: raise OSError(e.errno, e.strerror, str(path)) from e  # a full disk names none
+    except OSError as e:
+        if e.errno: e.filename = str(path)  # the error of a full disk names none
+        raise
     finally:
         part.unlink(missing_ok=True)  # gone after the rename; a failed write leaves nothing
     return path

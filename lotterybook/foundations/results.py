@@ -166,7 +166,8 @@ def load_settings(
 
 # %% ../../nbs/7_foundations/725_results.ipynb #export-interval
 def _numbers(values: Iterable[float]) -> list[float]:
-    if isinstance(values, str | bytes): raise ValueError(f'{values!r} is text, and no list of numbers')
+    if isinstance(values, str | bytes):
+        raise ValueError(f'{values!r} is text, and no list of numbers')
     return [float(o) for o in values]
 
 def interval(

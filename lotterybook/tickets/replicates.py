@@ -196,7 +196,7 @@ def search(
     out: str | Path,    # folder for results and tickets
     started: Callable[[], None] = lambda: None, # called when the folder is free and of this search
     parts: Callable = classification_parts,     # of settings: make_run, train, prune; importable
-    **options: object,  # of `sweep`: workers, executor, progress
+    **options: object,  # of `sweep`: workers, executor, progress, retries
 ) -> list[dict]:        # a row per run, of `table_row`
     "Do what is missing of a search. Interrupted, it goes on when called again, to the same bits."
     with folder_lock(out):

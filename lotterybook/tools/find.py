@@ -112,7 +112,7 @@ def _accuracies(rows: list[dict]) -> dict[float, dict[str, dict[int, float]]]:
         size.setdefault(r['condition'], {})[r['seed']] = 100*r['stop_accuracy']
     return found
 
-def _lead(size: dict[str, dict[int, float]]) -> tuple[str, float, float | None, float | None] | None:
+def _lead(size: dict[str, dict[int, float]]) -> tuple | None:
     "The best twin, and how far the ticket is ahead of it: mean and interval."
     from lotterybook.foundations.results import mean_interval
     ticket = size.get('ticket', {})
@@ -122,7 +122,7 @@ def _lead(size: dict[str, dict[int, float]]) -> tuple[str, float, float | None, 
     both = twins[best].keys() & ticket.keys()
     return best, *mean_interval([ticket[s] - twins[best][s] for s in both])
 
-def _told(lead: tuple[str, float, float | None, float | None] | None) -> str:
+def _told(lead: tuple | None) -> str:
     "A lead as it is printed."
     if lead is None: return ''
     twin, mean, low, high = lead

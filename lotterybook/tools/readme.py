@@ -84,7 +84,8 @@ def update_map(
     new = '## The chapters\n\n' + chapters(index.parent)
     if ''.join(cell['source']) == new: return False
     cell['source'] = new.splitlines(keepends=True)
-    write_atomically(index, json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + '\n')
+    text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
+    write_atomically(index, text + '\n')
     return True
 
 def readme(

@@ -1,5 +1,5 @@
 "Files: what killed writers left, names that stay in their folder, JSON and archives that are odd."
-import gzip, io, os, re, signal, subprocess, sys, tarfile, time, zipfile
+import gzip, io, os, re, resource, signal, subprocess, sys, tarfile, time, zipfile
 import pytest
 from lotterybook.foundations import files
 from lotterybook.foundations.files import checked_file_name, read_json, unpack, write_atomically
@@ -54,6 +54,15 @@ def test_files_of_other_programs(tmp_path):
 def test_a_name_of_255_bytes(tmp_path):
     "As long as a system allows: the unread name is not longer."
     assert write_atomically(tmp_path/('a'*255), 'x').read_text() == 'x'
+
+def test_a_full_disk_names_the_file(tmp_path):
+    "No file may grow beyond 1,000 bytes."
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{tmp_path}/a'"): write_atomically(tmp_path/'a', 'x'*1001)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 # --- names
 
