@@ -5,7 +5,7 @@ Pages that `lotterybook run` has just run are not run again: its report names th
 import json
 from pathlib import Path
 import pytest
-from lotterybook.tools.pages import find_pages, library_fingerprint, page_cells, run, source_fingerprint
+from lotterybook.tools.pages import find_pages, library_fingerprint, page_cells, plan, run, source_fingerprint
 
 root  = Path(__file__).resolve().parent.parent
 pages = find_pages(folder=root/'nbs')
@@ -57,3 +57,21 @@ def test_first_table_and_picture(outcomes):
     results = outcomes[first]['out']/'results'/first
     assert (results/'quick.csv').read_text(encoding='utf-8').count('\n') > 1
     assert (results/'quick.png').read_bytes().startswith(b'\x89PNG')
+
+# --- which pages
+
+@pytest.mark.parametrize('name', ['110', 'cumax', '110_cumax', Path('nbs')/'110_cumax.ipynb'])
+def test_one_name_is_no_list_of_letters(name):
+    assert [o.stem for o in find_pages(name)] == [o.stem for o in find_pages([name])] == ['110_cumax']
+
+@pytest.mark.parametrize('name, near', [('111', '110'), ('12', '010'), ('9999', '991'), ('cumx', 'cumax'), ('110_cumas', '110_cumax')])
+def test_the_nearest_page_is_suggested(name, near):
+    with pytest.raises(ValueError, match=f"no page '{name}'; did you mean {near}. The pages are 010_notation"): find_pages([name])
+
+def test_nothing_is_suggested_for_what_is_like_nothing():
+    with pytest.raises(ValueError, match="no page 'zzz'; the pages are"): find_pages(['zzz'])
+
+@pytest.mark.parametrize('text', ['{"cells": [', '', '['*100_000])
+def test_a_damaged_page_is_named(text, tmp_path):
+    (tmp_path/'110_a.ipynb').write_text(text)
+    with pytest.raises(ValueError, match='110_a.ipynb is damaged .*; put a good copy of the page there'): plan(folder=tmp_path)

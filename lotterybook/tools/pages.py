@@ -237,8 +237,8 @@ def run_page(
                        traceback=_colours.sub('', '\n'.join(e.traceback)))
     except Exception as e: # a cell too slow, a kernel that died or never started, a full disk
         failure = dict(cell=_last_started(copy), error=f'{type(e).__name__}: {e}'.strip())
-        if failure['cell'] is None: copy.unlink(missing_ok=True) # nothing ran, or half written
-        else: failure['code'] = _source(page_cells(copy)[failure['cell']])
+        if failure['cell'] is not None: failure['code'] = _source(page_cells(copy)[failure['cell']])
+        elif copy.exists(): copy.unlink() # nothing ran, or half written
     return dict(page=page.stem, ok=not failure, seconds=round(time.time() - start, 1),
                 parameters=values or {}, source=source_fingerprint(page), **failure)
 
