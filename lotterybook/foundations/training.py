@@ -19,6 +19,7 @@ from .arguments import checked_size, plain
 from .checkpoints import advance_kept, snapshot, training_settings
 from .data import Splits, check_splits
 from .fast_steps import FusedAdam, flushed_denormals
+from .files import folder_lock
 from .hooks import FiniteLoss, LearningRate, ShowProgress
 from .progress import progress_bar
 from .randomness import kept_generators, rng
@@ -208,6 +209,8 @@ def train(
     began = time.perf_counter()
     rate  = lr if callable(lr) else None
     run = Run(net.to(device), optimizer(net.parameters(), lr=rate(0) if rate else lr), masks, seed)
-    outcome = train_run(run, data, steps, batch_size, rate, loss, eval_every, device=device,
-                        file=checkpoint, save_every=save_every, progress=progress)
+    file = Path(checkpoint) if checkpoint else None
+    with folder_lock(file and file.parent, file.name if file else ''):
+        outcome = train_run(run, data, steps, batch_size, rate, loss, eval_every, device=device,
+                            file=file, save_every=save_every, progress=progress)
     return dict(outcome, seconds=time.perf_counter() - began)

@@ -23,7 +23,7 @@ from ..foundations.arguments import checked_name, checked_size
 from ..foundations.checkpoints import advance_kept, checksum, load_run, save_run, snapshot
 from ..foundations.data import load
 from ..foundations.language_data import Corpus
-from ..foundations.files import make_folder
+from ..foundations.files import folder_lock
 from ..foundations.hooks import ClipGradient, FiniteLoss, LearningRate, ShowProgress
 from ..foundations.progress import progress_bar
 from ..foundations.randomness import kept_generators, rng, seed_everything
@@ -192,8 +192,8 @@ def fit_lm(
     train, validation, test = (in_columns(*o).to(device) for o in (
         (train, s['batch_size'], 'training'), (validation, 10, 'validation'), (test, 10, 'test')))
     per_epoch = len(windows(len(train), s['length']))
-    with kept_generators():
-        run, file = _new_run(vocabulary, s, seed, device), folder and make_folder(folder)/'state.pt'
+    with kept_generators(), folder_lock(folder):
+        run, file = _new_run(vocabulary, s, seed, device), folder and Path(folder)/'state.pt'
         if file and file.exists(): load_run(run, file, mark)
         with progress_bar(s['epochs']*per_epoch, progress, unit='window', initial=run.step) as bar:
             while len(run.rows) < s['epochs']:

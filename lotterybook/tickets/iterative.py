@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from ..foundations.checkpoints import snapshot
+from ..foundations.files import checked_file_name, folder_lock
 from ..foundations.progress import progress_bar
 from ..foundations.randomness import random_stream
 from ..foundations.running import Masks, Run, check_masks
@@ -90,17 +91,20 @@ def find_ticket(
                          "as dict(data='digits', lr=1e-3, rate=.2)")
     prune = prune or pruner()
     check_takes_one(prune, 'prune')
-    run   = first_run(make_run, seed)
-    kept  = KeptRounds(folder, name, settings, run) if folder else None
-    if not run.step: _warn_if_same(run, make_run)
-    _warn_if_few(run)
-    found: list[Ticket] = []
-    with _said_on_stop(kept, found), progress_bar(rounds + 1, progress, unit='round') as bar:
-        for run, ticket in tickets(run, train, prune, rounds, kept):
-            found.append(ticket)
-            if bar: bar.update(); bar.set_postfix(remaining=f'{100*remaining(ticket.masks):.1f}%')
-    if kept and kept.found and progress:
-        print(f'{kept.found} of {rounds + 1} rounds were read from {folder}.')
+    with folder_lock(folder, checked_file_name(name, 'the search')):
+        run   = first_run(make_run, seed)
+        kept  = KeptRounds(folder, name, settings, run) if folder else None
+        if not run.step: _warn_if_same(run, make_run)
+        _warn_if_few(run)
+        found: list[Ticket] = []
+        with _said_on_stop(kept, found), progress_bar(rounds + 1, progress, unit='round') as bar:
+            for run, ticket in tickets(run, train, prune, rounds, kept):
+                found.append(ticket)
+                if not bar: continue
+                bar.update()
+                bar.set_postfix(remaining=f'{100*remaining(ticket.masks):.1f}%')
+        if kept and kept.found and progress:
+            print(f'{kept.found} of {rounds + 1} rounds were read from {folder}.')
     return found
 
 def _warn_if_few(run: Run) -> None:

@@ -7,7 +7,6 @@ __all__ = ['COLUMNS', 'MEASURES', 'search_settings', 'search_plan', 'run_file', 
            'ticket_file', 'run_one', 'table_row', 'finished_runs', 'search', 'draw_search', 'CONDITIONS']
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-imports
-import json
 import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
@@ -15,12 +14,13 @@ from itertools import islice
 from pathlib import Path
 import torch
 from ..foundations.arguments import check_settings, checked_fraction, checked_name, checked_size
+from ..foundations.checksums import read_checked_json, write_checked_json
 from ..foundations.data import CLASSIFICATION, DATASETS, Splits, load
 from ..foundations.fast_steps import FusedAdam
-from ..foundations.files import read_json, write_atomically
+from ..foundations.files import folder_lock
 from ..foundations.networks import NETWORKS, build
 from ..foundations.running import Run
-from ..foundations.sweeps import folder_lock, read_result, read_run, sweep
+from ..foundations.sweeps import read_result, read_run, sweep
 from ..foundations.training import train_run
 from ..pruning.allocation import per_layer
 from ..pruning.masks import remaining
@@ -221,11 +221,11 @@ def _claim(out: Path, settings: dict) -> None:
     "Note the settings of a search in its folder; refuse one where another has begun."
     keep = out/'search.json'
     if keep.exists() and any((*out.glob('runs/*.json'), *out.glob('ticket-*.safetensors'))):
-        before = read_json(keep, 'remove it, and give the settings that its runs were made with')
+        before = read_checked_json(keep, 'remove it, and give the settings that its runs were made with')
         check_settings(_identity(before), _identity(settings), out)
         rounds = max(settings.get('rounds', 0), before.get('rounds', 0))  # less takes nothing away
         settings = dict(settings, rounds=rounds)
-    write_atomically(keep, json.dumps(settings, indent=1) + '\n')
+    write_checked_json(keep, settings)
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-draw
 MEASURES = {  # label, factor

@@ -65,30 +65,26 @@ def find(
 
 def _tell(out: Path, settings: dict) -> list[dict]:
     "Write the table of all runs that a folder has, and beside it where it comes from; its rows."
-    import json
     from lotterybook.foundations.fast_steps import flushed_denormals
-    from lotterybook.foundations.files import write_atomically
-    from lotterybook.foundations.results import provenance, write_rows
+    from lotterybook.foundations.results import provenance, record_rows
     from lotterybook.tickets.replicates import finished_runs, table_row
     runs = finished_runs(out)
     if not runs: return []
     with flushed_denormals() as flushed:
         about = dict(settings, seconds=sum(r['seconds'] for r in runs), flushed_denormals=flushed)
-    write_atomically(out/'rows.json',
-                     json.dumps(about | provenance(settings['device']), indent=1) + '\n')
     rows = [table_row(r) for r in runs]
-    write_rows(out/'rows.csv', rows)
+    record_rows(out/'rows.csv', rows, about | provenance(settings['device']))
     return rows
 
 def _up_to_date(out: Path) -> bool:
     "Do table and picture tell of all runs that a folder has?"
-    from lotterybook.foundations.files import read_json
+    from lotterybook.foundations.checksums import read_checked_json
     from lotterybook.foundations.results import read_rows
     from lotterybook.tickets.replicates import finished_runs, table_row
     table, picture, about = out/'rows.csv', out/'curve.png', out/'rows.json'
     rows = [table_row(r) for r in finished_runs(out)]
     try:
-        read_json(about, '')
+        read_checked_json(about, '')
         return (read_rows(table) == rows and
                 picture.stat().st_mtime_ns >= table.stat().st_mtime_ns)
     except (FileNotFoundError, ValueError): return False  # missing or damaged: written again

@@ -2,7 +2,7 @@
 import gzip, io, os, re, resource, signal, subprocess, sys, tarfile, time, zipfile
 import pytest
 from lotterybook.foundations import files
-from lotterybook.foundations.files import checked_file_name, read_json, unpack, write_atomically
+from lotterybook.foundations.files import checked_file_name, folder_lock, read_json, unpack, write_atomically
 
 # --- unread files
 
@@ -139,3 +139,12 @@ def test_any_damage_is_told(name):
     for at in range(len(content)):
         try: unpack(name, content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1:])
         except ValueError as e: assert f'{name} cannot be unpacked' in str(e)
+
+# --- one process at a time
+
+def test_a_folder_that_is_held(tmp_path):
+    "What holds one thing in a folder leaves room for another; all of it is a thing of its own."
+    with folder_lock(tmp_path, 'a'), folder_lock(tmp_path, 'b'), folder_lock(tmp_path), folder_lock(None):
+        with pytest.raises(ValueError, match=f'{tmp_path/"a"} is in use by another process'):
+            with folder_lock(tmp_path, 'a'): raise AssertionError
+    with folder_lock(tmp_path, 'a'): pass

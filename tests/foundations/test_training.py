@@ -10,6 +10,7 @@ from kills import Kill
 from sameness import same
 from lotterybook.foundations.data import load
 from lotterybook.foundations.fast_steps import FusedAdam, flushed_denormals
+from lotterybook.foundations.files import folder_lock
 from lotterybook.foundations.networks import batchnorm_mlp, lenet
 from lotterybook.foundations.randomness import rng
 from lotterybook.foundations.running import Hook, Run, advance, seeded
@@ -380,6 +381,14 @@ def test_killed_inside_train_run(tmp_path):
     with pytest.raises(KeyboardInterrupt): go(hooks=[Kill(15)])
     assert torch.load(tmp_path/'run')['run']['step'] == 12
     assert go() == train_run(fresh_run(), digits, steps=20, eval_every=4)
+
+def test_a_second_process(tmp_path):
+    "Refused while a training holds its checkpoint; another checkpoint beside it is free."
+    with folder_lock(tmp_path, 'run'):
+        with pytest.raises(ValueError, match='run is in use by another process'):
+            train(lenet_of(), digits, steps=2, checkpoint=tmp_path/'run')
+        train(lenet_of(), digits, steps=2, checkpoint=tmp_path/'other')
+    assert not (tmp_path/'run').exists()
 
 def test_nothing_left():
     "A run that has taken all its steps is an error, and stays."

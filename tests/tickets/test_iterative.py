@@ -14,6 +14,7 @@ from lotterybook.foundations import files as writing
 from lotterybook.foundations.checkpoints import snapshot
 from lotterybook.foundations.networks import batchnorm_mlp, lenet
 from lotterybook.foundations.randomness import random_stream, rng
+from lotterybook.foundations.files import folder_lock
 from lotterybook.foundations.running import Hook, Run, advance
 from lotterybook.foundations.training import train_run
 from lotterybook.pruning.allocation import erk, global_, per_layer
@@ -689,6 +690,19 @@ def test_wrong_arguments(options, why, tmp_path, monkeypatch):
 def test_wrong_rates(rate, why):
     "Before a search is begun."
     with pytest.raises(ValueError, match=why): pruner(rate)
+
+def test_a_second_process(tmp_path):
+    "Refused while a search of this name is under way in the folder; another name is free."
+    with folder_lock(tmp_path, 'ticket'):
+        with pytest.raises(ValueError, match='ticket is in use by another process'):
+            find(make_run, never, folder=tmp_path, settings={})
+        find(make_run, idle, rounds=1, folder=tmp_path, settings={}, name='other')
+
+@pytest.mark.parametrize('name', ['', '..', 'a/b', '../ticket', 'ä'*101])
+def test_names_that_leave_the_folder(name, tmp_path):
+    with pytest.raises(ValueError, match='makes no file name'):
+        find(make_run, never, folder=tmp_path/'in', settings={}, name=name)
+    assert not list(tmp_path.rglob('*'))
 
 def test_settings_that_are_not_plain(tmp_path):
     "A function among the settings."

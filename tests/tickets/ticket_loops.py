@@ -53,7 +53,9 @@ def dense(seed=5):
     "Weights that nobody has pruned."
     return mlp(seed).state_dict()
 
-def files(folder): return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
+def files(folder):
+    "Contents by name, locks aside."
+    return {p.name: p.read_bytes() for p in Path(folder).iterdir() if p.suffix != '.lock'}
 
 def watches(net):
     "How many hooks there are in the process and on a network."
