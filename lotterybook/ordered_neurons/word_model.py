@@ -63,6 +63,7 @@ class LSTMStack(nn.Module):
             if l: x = locked_dropout(x, self.dropout, self.training)
             h, c = (x.new_zeros(2, 1, x.shape[1], layer.hidden_size) if hx is None else
                     (hx[0][l], hx[1][l]))
+            layer.check_forward_args(x, (h, c), None)  # `torch.lstm` reads beyond a wrong size
             U = drop_connect(layer.weight_hh_l0, self.weight_dropout, self.training,
                              self.weight_dropout_scaling)
             W, b, b_h = layer.weight_ih_l0, layer.bias_ih_l0, layer.bias_hh_l0
@@ -201,6 +202,8 @@ def window_loss(
     tar: float = 0.,             # β
 ) -> Loss:                       # differentiable `total`
     "Cross-entropy of a window, with activation regularization. Merity et al. (2017), §3."
+    if targets.shape != ids.shape:
+        raise ValueError(f'targets have shape {tuple(targets.shape)}, ids {tuple(ids.shape)}')
     raw, dropped, state, _ = model(ids, state)
     nats = F.cross_entropy(model.logits(dropped).flatten(0, 1), targets.flatten())
     total = nats
