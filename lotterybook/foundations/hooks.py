@@ -21,7 +21,10 @@ class LearningRate(Hook):
     ):
         self.rate = rate
     def before_step(self, run: Run) -> None:
-        for group in run.optimizer.param_groups: group['lr'] = self.rate(run)
+        rate = self.rate(run)
+        if rate < 0:  # a falling line goes on below 0, and then every step climbs
+            raise ValueError(f'the learning rate of step {run.step} is {rate}, below 0')
+        for group in run.optimizer.param_groups: group['lr'] = rate
 
 # %% ../../nbs/7_foundations/748_hooks.ipynb #export-clip
 class ClipGradient(Hook):
@@ -30,6 +33,7 @@ class ClipGradient(Hook):
     def __init__(self,
         length: float,  # of all gradients together
     ):
+        if not length > 0: raise ValueError(f'length={length!r} must be above 0')
         self.length = length
     def before_step(self, run: Run) -> None:
         nn.utils.clip_grad_norm_(run.net.parameters(), self.length)
