@@ -33,6 +33,24 @@ class Ticket(_Parts):
         settings: dict | None = None,            # how it was found, plain values; None: untold
     ): return super().__new__(cls, theta_0, masks, theta_T, {} if settings is None else settings)
 
+# %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-consistent
+def _check_parts(init: dict[str, Tensor], masks: dict[str, Tensor], final: dict[str, Tensor],
+                 path: str | Path) -> None:
+    "Raise a `ValueError` unless the parts of a ticket fit each other; `final` may be empty."
+    for k, m in masks.items():
+        if k not in init:
+            raise ValueError(f'{path}: init.{k} is missing, though there is a mask.{k}')
+        if init[k].shape != m.shape:
+            raise ValueError(f'{path}: mask.{k} has shape {tuple(m.shape)}, '
+                             f'init.{k} {tuple(init[k].shape)}')
+    if not final: return
+    for k in sorted(init.keys() ^ final.keys()):
+        raise ValueError(f'{path}: {"final" if k in init else "init"}.{k} is missing')
+    for k in init:
+        if init[k].shape != final[k].shape:
+            raise ValueError(f'{path}: final.{k} has shape {tuple(final[k].shape)}, '
+                             f'init.{k} {tuple(init[k].shape)}')
+
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-save
 def save_ticket(
     ticket: Ticket,    # any device
@@ -40,6 +58,8 @@ def save_ticket(
 ) -> Path:             # `path`
     "Write a ticket as safetensors: `init.*`, `mask.*`, `final.*`; settings and keys in its header."
     parts   = dict(init=ticket.theta_0, mask=ticket.masks, final=ticket.theta_T or {})
+    check_masks(ticket.masks)
+    _check_parts(*parts.values(), path)
     tensors = {f'{part}.{k}': v for part, group in parts.items() for k, v in group.items()}
     content = tensor_file(tensors, keys=sorted(tensors),
                           settings=plain(ticket.settings, 'settings of a ticket'))
@@ -62,24 +82,6 @@ def _warn_if_not_finite(tensors: dict[str, Tensor], path: Path) -> None:
     names = [k for k, v in tensors.items() if not v.isfinite().all()]
     if names: warnings.warn(f'{path}: {", ".join(names)} hold numbers that are not finite',
                             stacklevel=3)
-
-# %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-consistent
-def _check_parts(init: dict[str, Tensor], masks: dict[str, Tensor], final: dict[str, Tensor],
-                 path: Path) -> None:
-    "Raise a `ValueError` unless the parts of a ticket fit each other; `final` may be empty."
-    for k, m in masks.items():
-        if k not in init:
-            raise ValueError(f'{path}: init.{k} is missing, though there is a mask.{k}')
-        if init[k].shape != m.shape:
-            raise ValueError(f'{path}: mask.{k} has shape {tuple(m.shape)}, '
-                             f'init.{k} {tuple(init[k].shape)}')
-    if not final: return
-    for k in sorted(init.keys() ^ final.keys()):
-        raise ValueError(f'{path}: {"final" if k in init else "init"}.{k} is missing')
-    for k in init:
-        if init[k].shape != final[k].shape:
-            raise ValueError(f'{path}: final.{k} has shape {tuple(final[k].shape)}, '
-                             f'init.{k} {tuple(init[k].shape)}')
 
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-load
 def load_ticket(
