@@ -62,7 +62,7 @@ def save_run(
 ) -> Path:             # `file`
     "Write everything that the next step depends on."
     buffer = BytesIO()
-    kept = dict(run=run.state_dict(copy=False), settings=plain(settings, 'settings'))
+    kept = dict(run=run.state_dict(copy=False), settings=plain(dict(settings), 'settings'))
     torch.save(kept, buffer)
     try: torch.load(BytesIO(buffer.getvalue()), map_location='meta', weights_only=True)
     except UnpicklingError as e:

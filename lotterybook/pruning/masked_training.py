@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook as after_any_step
 from torch.optim.optimizer import register_optimizer_step_pre_hook as before_any_step
-from ..foundations.running import Held, Masks
+from ..foundations.running import Held, Masks, check_masks
 
 # %% ../../nbs/2_pruning/240_masked_training.ipynb #export-revived
 def revived(
@@ -31,6 +31,7 @@ def keep_pruned(
     optimizer: Optimizer | None = None, # the one that trains it; None: any that steps inside
 ) -> Iterator[nn.Module]:               # `net`
     "Hold pruned weights at zero in any loop: through momentum, weight decay and clipping."
+    check_masks(masks, net)
     held, met = Held(net, masks), []
     held.zero()
     def mask_gradient(i, p): held.zero_gradients([i])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 import torch
 from torch import Generator
+from ..foundations.arguments import checked_size
 from ..foundations.plots import METHODS, Method
 from ..foundations.randomness import random_stream, rng
 from ..foundations.running import Masks, Run
@@ -77,6 +78,7 @@ def random_subnetwork(
 # %% ../../nbs/3_tickets/320_controls.ipynb #export-at-once
 def _pruned_at_once(theta: dict, dense: Ticket, make_run, seed: int, round: int, prune) -> Run:
     "The search's first run, under masks made by pruning theta `round` times without training."
+    checked_size(round, 'round', least=0)
     if not all(m.all() for m in dense.masks.values()):
         raise ValueError('a dense ticket is needed, round 0 of a search; this one is pruned')
     run   = first_run(make_run, seed)

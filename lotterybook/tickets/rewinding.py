@@ -27,6 +27,8 @@ def check_fit(
     wrong += [f'{k} is not in the network' for k in theta if k not in state]
     wrong += [f'{k} has shape {tuple(v.shape)}, in the network {tuple(state[k].shape)}'
               for k, v in theta.items() if k in state and v.shape != state[k].shape]
+    wrong += [f'{k} is {v.dtype}, in the network {state[k].dtype}' for k, v in theta.items()
+              if k in state and v.is_floating_point() != state[k].is_floating_point()]
     if wrong: raise ValueError(f'{what}: of another architecture: ' + '; '.join(wrong))
 
 # %% ../../nbs/3_tickets/300_rewinding.ipynb #export-rewind
