@@ -205,7 +205,7 @@ def baseline(
     text: str | None = None, # the words on the line; `None` takes the method's label
 ) -> None:
     "A dashed level across the axis with its name on it."
-    look = Method(**style(method))
+    look, y = Method(**style(method)), float(y)  # a text would be a category
     ax.axhline(y, color=look.color, ls='--', lw=1)
     ax.annotate(look.label if text is None else text, (1, y), xycoords=('axes fraction', 'data'),
                 xytext=(-2, 2), textcoords='offset points',

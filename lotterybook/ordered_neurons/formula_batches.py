@@ -33,7 +33,7 @@ def vocabulary(
     pairs: Iterable[tuple[str, str, str]], # relation, left, right
 ) -> dict[str, int]:                       # a number for each token, from 1; 0 is padding
     "The tokens of some pairs, sorted."
-    tokens = {token for _, *sides in pairs for side in set(sides) for token in side.split()}
+    tokens = {token for _, left, right in pairs for side in {left, right} for token in side.split()}
     return {token: i for i, token in enumerate(sorted(tokens), 1)}
 
 class Encoded(NamedTuple):
@@ -57,6 +57,7 @@ def encode_pairs(
     "Pairs as tensors, or an error that names what is unknown or malformed, and where."
     pairs = list(pairs)
     if not pairs: raise ValueError('there are no pairs to encode')
+    if 0 in words.values(): raise ValueError('the number 0 is padding; words begin at 1')
     if odd := [o for o in pairs if len(o) != 3]:
         raise ValueError(f'{tuple(odd[0])} is no relation with two formulas')
     formulas = {side: i for i, side in

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
-from ..foundations.arguments import checked_size
+from ..foundations.arguments import checked_fraction, checked_size
 from ..foundations.checkpoints import advance_kept, training_settings
 from ..foundations.hooks import ClipGradient, FiniteLoss, LearningRate, ShowProgress
 from ..foundations.progress import progress_bar
@@ -45,7 +45,7 @@ class PairClassifier(nn.Module):
         D = _output_size(encoder) if output_size is None else output_size
         self.embedding, self.encoder = (
             nn.Embedding(vocabulary_size + 1, words, padding_idx=0), encoder)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(checked_fraction(dropout, 'dropout', zero=True))
         self.answer = nn.Sequential(nn.Dropout(dropout), nn.Linear(4*D, D), nn.ELU(),
                                     nn.Dropout(dropout), nn.Linear(D, classes))
 
@@ -188,7 +188,9 @@ def wilson(
     z: float = 1.96, # standard deviations; 1.96: about 95 %
 ) -> tuple[float, float]: # lower and upper end, in [0, 1]
     "The interval of a share. Wilson (1927)."
-    if not 0 <= right <= n or n < 1: raise ValueError(f'{right} right of {n} is no share')
+    if checked_size(right, 'right', least=0) > checked_size(n, 'n'):
+        raise ValueError(f'{right} right of {n} is no share')
+    if not z > 0: raise ValueError(f'z={z} must be above 0')
     middle, half = right + z*z/2, z*sqrt(right*(n - right)/n + z*z/4)
     return max(0., (middle - half)/(n + z*z)), min(1., (middle + half)/(n + z*z))
 

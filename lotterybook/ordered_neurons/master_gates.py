@@ -39,7 +39,7 @@ def dead_cells(
     live_top: bool = False, # as in `master_gates`
 ) -> int:                   # cells that no input can change
     "The cells of the top level, unless it is revived: forget gate 1, input gate 0."
-    return 0 if live_top else chunk_size
+    return 0 if live_top else checked_size(chunk_size, 'chunk_size')
 
 # %% ../../nbs/1_ordered_neurons/120_master_gates.ipynb #export-master-gates
 class MasterGates(NamedTuple):

@@ -32,7 +32,8 @@ def expected_best(
     "How far the best of k normal numbers lies above their mean. Tippett (1925)."
     checked_size(k, 'k')
     z = torch.linspace(-12, 12, 4801, dtype=torch.float64)
-    density = k*torch.exp(-z**2/2)/math.sqrt(2*math.pi)*torch.special.ndtr(z)**(k - 1)
+    # by logarithms: a probability near 1, rounded, is wrong to a large power
+    density = k*torch.exp((k - 1)*torch.special.log_ndtr(z) - z**2/2)/math.sqrt(2*math.pi)
     return torch.trapezoid(z*density, z).item()
 
 # %% ../../nbs/1_ordered_neurons/185_parsing_choices.ipynb #export-choices

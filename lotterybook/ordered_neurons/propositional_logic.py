@@ -171,6 +171,7 @@ def by_operators(
     last: int = 12,                        # the last group holds this number and more
 ) -> dict[int, list[Pair]]:                # by number of operators of the longer side, ascending
     "Pairs as the public files group them."
+    checked_size(last, 'last', least=0)
     groups = {}
     for o in pairs:
         groups.setdefault(min(last, max(operators(o[1]), operators(o[2]))), []).append(Pair(*o))
