@@ -30,7 +30,7 @@ from lotterybook.pruning.schedules import pruner
 from lotterybook.pruning.scores import magnitude
 from lotterybook.tickets.ticket_files import Ticket
 
-LIMIT  = 30     # seconds a call: a kernel that is compiled takes some, all others take none
+LIMIT  = 20     # seconds a call: a kernel that is compiled takes some, all others take none
 MEMORY = 2**32  # bytes that calls may take
 
 PAIRS = generate_pairs(20)
