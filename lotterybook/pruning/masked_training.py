@@ -31,8 +31,8 @@ def keep_pruned(
     optimizer: Optimizer | None = None, # the one that trains it; None: any that steps inside
 ) -> Iterator[nn.Module]:               # `net`
     "Hold pruned weights at zero in any loop: through momentum, weight decay and clipping."
-    check_masks(masks, net)
     held, met = Held(net, masks), []
+    check_masks(masks)  # none at all: a dense training by mistake
     held.zero()
     def mask_gradient(i, p): held.zero_gradients([i])
     def mask_weights(opt, *_):          # not after a step of other weights: a backward may wait
