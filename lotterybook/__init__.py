@@ -10,7 +10,7 @@ A ticket: a small network inside yours that learns as well, found with your own 
     train, train_run, evaluate, load('digits'), lenet(64)     # a classifier, if you have none
 
 A pruned network: pruned weights stay exactly zero in any loop (pages 200, 240)
-    full_masks(net), masks_from_zeros, apply_masks, report, coverage; ticket_to_torch, to PyTorch's
+    full_masks(net), masks_from_zeros, apply_masks, report, mask_coverage; ticket_to_torch
 
 Ordered neurons: an LSTM whose gates show phrases (pages 110, 130)
     ONLSTM(32, 64, chunk_size=2)                              # in place of nn.LSTM; cumax
@@ -32,7 +32,7 @@ __getattr__, __dir__ = _front_doors(__name__, {
     'tickets.rewinding': 'rewind',
     'tickets.early_bird': 'EarlyBird',
     'pruning.masks': 'prunable full_masks masks_from_zeros masks_from_state_dict apply_masks '
-                     'remaining report coverage',
+                     'remaining report mask_coverage',
     'pruning.scores': 'magnitude',
     'pruning.allocation': 'per_layer global_',
     'pruning.schedules': 'pruner',

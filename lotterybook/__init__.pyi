@@ -9,7 +9,7 @@ from .tickets.early_bird import EarlyBird as EarlyBird
 from .pruning.masks import (
     prunable as prunable, full_masks as full_masks, masks_from_zeros as masks_from_zeros,
     masks_from_state_dict as masks_from_state_dict, apply_masks as apply_masks,
-    remaining as remaining, report as report, coverage as coverage)
+    remaining as remaining, report as report, mask_coverage as mask_coverage)
 from .pruning.scores import magnitude as magnitude
 from .pruning.allocation import per_layer as per_layer, global_ as global_
 from .pruning.schedules import pruner as pruner

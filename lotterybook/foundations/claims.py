@@ -24,8 +24,9 @@ def verdict(
     checked_name(side, ('below', 'above', 'within'), 'side')
     if not low <= high:
         raise ValueError(f'an interval runs from a low to a high end, not from {low} to {high}')
-    if side == 'within' and margin <= 0:
-        raise ValueError(f'within needs a margin above 0, not {margin}')
+    least = 0 if side == 'within' else -math.inf
+    if not margin > least:
+        raise ValueError(f'{side} needs a margin above {least}, not {margin}')
     holds, fails = {'below': (high < margin, low > margin),
                     'above': (low > margin, high < margin),
                     'within': (-margin < low and high < margin,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from .arguments import checked_name
+from .arguments import checked_name, checked_size
 from .files import DataFiles, data_folder, fetch_files, unpack
 from .language_data import LANGUAGE_FILES, load_language
 from .randomness import rng
@@ -68,7 +68,8 @@ def from_tensors(
 ) -> Splits:               # three parts
     "Your own data. Validation is split from the training set by seed; inputs stay as they are."
     (x, y), (x_test, y_test) = _checked(x, y, 'train'), _checked(x_test, y_test, 'test')
-    held = round(validation*len(x)) if validation < 1 else int(validation)
+    held = (round(validation*len(x)) if validation < 1 else
+            checked_size(validation, 'validation'))
     if not 0 < held < len(x):
         raise ValueError(f'validation={validation!r} leaves {held} of {len(x)} '
                          'training examples for validation')

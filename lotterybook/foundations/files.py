@@ -116,11 +116,11 @@ def folder_lock(
     "Hold a folder for this process; a second process is refused."
     if folder is None: return (yield)
     from filelock import FileLock, Timeout
-    folder = make_folder(folder)
-    lock = FileLock(folder/(f'.{name}.lock' if name else '.lock'))
+    file = f'.{checked_file_name(name, "what is held")}.lock' if name else '.lock'
+    lock = FileLock(make_folder(folder)/file)
     try: lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f'{folder/name} is in use by another process; '
+        raise ValueError(f'{Path(folder)/name} is in use by another process; '
                          'wait for it, or name another folder') from None
     try: yield
     finally: lock.release()

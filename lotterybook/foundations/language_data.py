@@ -161,6 +161,8 @@ def corpus_from_lines(
     name: str = 'yours',         # for titles and file names
 ) -> Corpus:                     # the first lines train, the last test, those between validate
     "A corpus from one text, cut in two places."
+    if any(isinstance(o, str) for o in lines):
+        raise ValueError('a line is a list of words, not text; use .split()')
     sizes = round(validation*len(lines)), round(test*len(lines))
     train = len(lines) - sum(sizes)
     if min(train, *sizes) < 1:

@@ -231,7 +231,9 @@ def summary(
     by: tuple[str, ...],      # columns that name a group
 ) -> list[dict]:              # a row per group: `by`, n, mean, low, high (None below five values)
     "Average over replicates: mean and 95 % t interval of each group, in order of appearance."
-    groups = {}
+    groups, rows = {}, list(rows)
+    if rows and not any(value in row for row in rows):
+        raise ValueError(f'no row has {value!r}; they have {", ".join(rows[0])}')
     for row in rows:
         if row.get(value) is not None:
             groups.setdefault(tuple(row[o] for o in by), []).append(row[value])

@@ -75,6 +75,8 @@ def holding(
 ) -> Generator:               # for `with`; gives `net`
     "A block in which a network holds other weights; then it holds its own again."
     own, inner = snapshot(net), unwrapped(net)
+    if odd := theta.keys() - own.keys():
+        raise ValueError(f'the network has no {", ".join(sorted(odd))}')
     try:
         inner.load_state_dict(theta, strict=False)  # extra state stays
         yield net
@@ -89,6 +91,7 @@ def evaluate(
 ) -> tuple[float, float]: # mean cross-entropy in nats, accuracy in [0, 1]
     "Loss and accuracy on some examples."
     if len(x) != len(y): raise ValueError(f'{len(x)} inputs, and {len(y)} labels')
+    if len(y) and y.min() < 0: raise ValueError(f'labels go from {y.min().item()}')
     loss = right = 0.
     with evaluating(net):
         for xs, ys in zip(x.split(piece), y.split(piece)):

@@ -36,6 +36,7 @@ def spans(
     tree: 'Tree',            # leaves are words
 ) -> set[tuple[int, int]]:   # (first word, one after the last), two words or more, the root too
     "What a tree groups together."
+    if isinstance(tree, str): raise ValueError(f'the text {tree[:30]!r} is not a tree')
     return {(start, end) for _, start, end in _constituents(tree)}
 
 # %% ../../nbs/1_ordered_neurons/170_constituency.ipynb #export-f1

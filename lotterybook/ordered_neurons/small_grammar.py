@@ -17,6 +17,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from ..foundations.arguments import checked_size
+from ..foundations.language_data import tree_class
 from ..foundations.randomness import rng
 from .text import checked_words
 if TYPE_CHECKING: from nltk import PCFG, Tree
@@ -129,6 +130,7 @@ def sentences(
     trees: Sequence['Tree'],  # as drawn
 ) -> list[list[str]]:         # words
     "The words under each tree."
+    if isinstance(trees, tree_class()): raise ValueError('one tree is not a list; write [tree]')
     return [o.leaves() for o in trees]
 
 # %% ../../nbs/1_ordered_neurons/148_small_grammar.ipynb #export-expectations

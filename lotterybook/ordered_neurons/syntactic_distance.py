@@ -182,7 +182,7 @@ def reachable_trees(
     builder: str = 'unbiased',  # or 'released'
 ) -> int:                       # how many binary trees some distances lead to
     "Trees over `n` words that a builder can make; all of them if unbiased. Dyer et al. (2019)."
-    checked_size(n, 'n')
+    if checked_size(n, 'n') > 10_000: raise ValueError(f'n={n:,} words would not end')
     if checked_name(builder, BUILDERS, 'builder') == 'unbiased': return comb(2*n - 2, n - 1)//n
     r = [0, 1, 1]  # by number of words
     for k in range(3, n + 1): r.append(2*r[-1] + sum(r[i]*r[k - i - 1] for i in range(2, k - 1)))

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from ..foundations.checkpoints import snapshot
-from ..foundations.files import checked_file_name, folder_lock
+from ..foundations.files import folder_lock
 from ..foundations.progress import progress_bar
 from ..foundations.randomness import random_stream
 from ..foundations.running import Masks, Run, check_masks
-from ..pruning.masks import coverage, remaining
+from ..pruning.masks import mask_coverage, remaining
 from ..pruning.schedules import checked_rounds, pruner
 from .rounds import (
     KeptRounds, check_takes_one, first_run, refuse_old_form, trained)
@@ -91,7 +91,7 @@ def find_ticket(
                          "as dict(data='digits', lr=1e-3, rate=.2)")
     prune = prune or pruner()
     check_takes_one(prune, 'prune')
-    with folder_lock(folder, checked_file_name(name, 'the search')):
+    with folder_lock(folder, name):
         run   = first_run(make_run, seed)
         kept  = KeptRounds(folder, name, settings, run) if folder else None
         if not run.step: _warn_if_same(run, make_run)
@@ -111,7 +111,7 @@ def _warn_if_few(run: Run) -> None:
     "Warn if most weights have no mask: `remaining` then says little of the network's size."
     masked = sum(mask.numel() for mask in run.masks.values())
     if masked < sum(p.numel() for p in run.net.parameters())/2:
-        warnings.warn(f'{coverage(run.net, run.masks)}; to prune others too, give Run the masks '
+        warnings.warn(f'{mask_coverage(run.net, run.masks)}; to prune others too, give Run the masks '
                       'of full_masks(net, include=...)', stacklevel=3)
 
 def _warn_if_same(run: Run, make_run: Callable) -> None:

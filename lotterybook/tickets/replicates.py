@@ -79,7 +79,7 @@ def search_plan(
 ) -> list[dict]:  # seed, round, condition; a seed's runs together
     "Every run of a search. Round 0 is the dense network, and belongs to the ticket."
     seeds, conditions = list(islice(seeds, _MOST + 1)), list(conditions)
-    if len(seeds)*(rounds + 1)*len(conditions) > _MOST:
+    if len(seeds)*(checked_size(rounds, 'rounds', least=0) + 1)*len(conditions) > _MOST:
         raise ValueError(f'a search of more than {_MOST:,} runs would not end: '
                          f'take fewer rounds ({rounds:,}) or seeds')
     every = range(1, rounds + 1)

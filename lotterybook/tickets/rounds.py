@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook as before_any_step
 from ..foundations.arguments import check_settings, plain
 from ..foundations.checkpoints import checksum, load_run, save_run, snapshot
-from ..foundations.files import make_folder
+from ..foundations.files import checked_file_name, make_folder
 from ..foundations.randomness import mixed_seed, random_stream
 from ..foundations.running import Run
 from ..pruning.masks import distance, full_masks, remaining
@@ -124,7 +124,8 @@ class KeptRounds:
         settings: dict,      # whatever makes this search another one
         run: Run,            # the first; gets the kept start, if it had taken steps
     ):
-        self.folder, self.name, self.found = make_folder(folder), name, 0
+        self.folder, self.found = make_folder(folder), 0
+        self.name = checked_file_name(name, 'the search')
         self.settings = dict(plain(settings, 'settings'), seed=run.seed)
         start, step = self.folder/f'.{name}-start', run.step
         if start.exists(): load_run(run, start, self.settings)

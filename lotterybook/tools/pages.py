@@ -48,6 +48,7 @@ def find_pages(
 ) -> list[Path]:      # in the order of their numbers, each once
     "The notebooks that `names` ask for."
     folder = folder or book_folder()
+    if not folder.is_dir(): raise FileNotFoundError(f'no folder {folder}')
     hidden = lambda page: any(o.startswith(('.', '_')) for o in page.relative_to(folder).parts)
     pages  = sorted((o for o in folder.rglob('*.ipynb') if not hidden(o)),
                     key=lambda o: (o.stem == 'index', o.name))

@@ -17,7 +17,7 @@ from lotterybook.ordered_neurons.text import Vocabulary, in_columns, stream, win
 from lotterybook.ordered_neurons.word_model import LanguageModel
 from lotterybook.pruning.masked_training import keep_pruned, revived
 from lotterybook.pruning.masks import (
-    apply_masks, check_masks, coverage, from_torch_prune, full_masks, kept, masks_from_state_dict,
+    apply_masks, check_masks, mask_coverage, from_torch_prune, full_masks, kept, masks_from_state_dict,
     masks_from_zeros, prunable, remaining, report, to_torch_prune)
 from lotterybook.pruning.schedules import pruner
 from lotterybook.pruning.scores import magnitude
@@ -84,7 +84,7 @@ def test_gpt2():
     said = notes(net)
     assert said['transformer.wte.weight'] == 'tied: also lm_head.weight'
     assert said['transformer.wpe.weight'] == 'embedding'
-    assert (coverage(net, full_masks(net)) == 'the masks cover 67.1% of 2,288 weights; left out: '
+    assert (mask_coverage(net, full_masks(net)) == 'the masks cover 67.1% of 2,288 weights; left out: '
             '400 (tied), 184 (bias), 128 (embedding), 40 (belongs to LayerNorm)')
     masks = draw(full_masks(net))
     apply_masks(net, masks)
@@ -97,7 +97,7 @@ def test_frozen_weights_are_left_out_and_named():
     for p in net[:2].parameters(): p.requires_grad_(False)
     assert prunable(net) == ['2.weight']
     assert list(notes(net).values()) == ['frozen', 'frozen', 'frozen', '', 'bias']
-    assert coverage(net, full_masks(net)) == ('the masks cover 14.0% of 43 weights; '
+    assert mask_coverage(net, full_masks(net)) == ('the masks cover 14.0% of 43 weights; '
                                               'left out: 35 (frozen), 2 (bias)')
     assert prunable(net, include='1.weight') == ['1.weight', '2.weight']
     with pytest.raises(ValueError, match=r'nothing to prune in Sequential \(5 frozen\); name weights with include='):
@@ -226,7 +226,7 @@ def check_wrapper(wrap, tmp_path):
     assert prunable(net) == prunable(plain)
     assert same(full_masks(net), full_masks(plain)) and same(magnitude(net, masks), magnitude(plain, masks))
     assert same(snapshot(net), snapshot(plain))
-    assert report(net, masks) == report(plain, masks) and coverage(net, masks) == coverage(plain, masks)
+    assert report(net, masks) == report(plain, masks) and mask_coverage(net, masks) == mask_coverage(plain, masks)
     check_masks(masks, net, prunable(net))
     apply_masks(net, masks); apply_masks(plain, masks)
     assert same(snapshot(net), snapshot(plain)) and same(masks_from_zeros(net), masks)

@@ -698,7 +698,7 @@ def test_a_second_process(tmp_path):
             find(make_run, never, folder=tmp_path, settings={})
         find(make_run, idle, rounds=1, folder=tmp_path, settings={}, name='other')
 
-@pytest.mark.parametrize('name', ['', '..', 'a/b', '../ticket', 'ä'*101])
+@pytest.mark.parametrize('name', ['..', 'a/b', '../ticket', 'ä'*101])
 def test_names_that_leave_the_folder(name, tmp_path):
     with pytest.raises(ValueError, match='makes no file name'):
         find(make_run, never, folder=tmp_path/'in', settings={}, name=name)
