@@ -129,7 +129,7 @@ def _cancel(futures: Iterable[Future]) -> None:
     for future in futures: future.cancel()
 
 def _drain(run: Callable, todo: OrderedDict, done: dict, executor: Executor,
-           at_once: int, bar) -> None:
+           at_once: int, bar, note: Callable[[], str] | None) -> None:
     "Hand out what is ready, `at_once` at most, until nothing is left or the workers are gone."
     flying, failed, gone, total = {}, {}, False, len(todo) + len(done)
     try:
@@ -140,13 +140,15 @@ def _drain(run: Callable, todo: OrderedDict, done: dict, executor: Executor,
                 task = todo.pop(n)
                 flying[_submitted(executor, run, task.config)] = n, task
             if not flying: raise ValueError(f'these runs wait for each other: {sorted(todo)}')
-            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+            second = 1 if bar and note else None
+            for future in wait(flying, second, return_when=FIRST_COMPLETED).done:
                 n, task = flying.pop(future)
                 if future.cancelled(): continue
                 error = _settled(future, n, task, todo, done)
                 gone = gone or isinstance(error, BrokenExecutor)
                 if error and n not in todo: failed[n] = error
                 if bar and not error: bar.update()
+            if bar and note: bar.set_postfix_str(note())
             if failed: _cancel(flying)  # what has not begun; the rest is finished and kept
     finally: _cancel(flying)            # also at Ctrl-C
     for n, e in failed.items():
@@ -175,6 +177,7 @@ def sweep(
     name: Callable[[dict], str] = run_name, # file name of a run
     progress: bool = True,        # show a bar
     retries: int = 0,             # times that a run is tried again after an error or a dead worker
+    note: Callable[[], str] | None = None, # what stands beside the bar, asked every second
 ) -> list[dict]:                  # results in the order of `configs`
     "Do the runs whose result is missing. Stopped at any moment, it goes on when called again."
     names = [checked_file_name(name(c), 'the run') for c in configs]
@@ -192,22 +195,22 @@ def sweep(
                              'which are not among the configurations')
         if todo and (executor is None or isinstance(executor, ProcessPoolExecutor)):
             _check_importable(run)
-        _do(run, todo, done, workers, executor, progress)
+        _do(run, todo, done, workers, executor, progress, note)
         if lost := [str(file) for file in files.values() if not file.exists()]:
             raise FileNotFoundError(f'{lost[0]} was removed during the sweep ({len(lost)} files); '
                                     'start it again')
     return [done[n] for n in names]
 
 def _do(run: Callable, todo: OrderedDict, done: dict, workers: int, executor: Executor | None,
-        progress: bool) -> None:
+        progress: bool, note: Callable[[], str] | None) -> None:
     "Do all runs, with new workers as often as some have died."
     with progress_bar(len(todo) + len(done), progress and bool(todo), unit='run',
                       initial=len(done)) as bar:
         while todo:
-            if executor: _drain(run, todo, done, executor, len(todo), bar)
+            if executor: _drain(run, todo, done, executor, len(todo), bar, note)
             else:
                 with processes(min(workers, len(todo))) as pool:
-                    _drain(run, todo, done, pool, workers, bar)
+                    _drain(run, todo, done, pool, workers, bar, note)
 
 # %% ../../nbs/7_foundations/760_sweeps.ipynb #example-run
 def example_run(

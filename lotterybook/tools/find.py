@@ -30,7 +30,7 @@ def find(
     from lotterybook.foundations.data import fetch
     from lotterybook.foundations.sweeps import RunFailed
     from lotterybook.tickets.replicates import (CONDITIONS, finished_runs, search, search_plan,
-                                                search_settings, table_row)
+                                                search_settings, step_file, table_row)
     checked_size(seeds, 'seeds')
     workers = os.cpu_count() or 1 if workers is None else checked_size(workers, 'workers')
     settings = search_settings(data, net, rounds, **settings)
@@ -39,11 +39,15 @@ def find(
                        control_rounds)
     out = Path(out)
     done = len(finished_runs(out, plan))
+    steps = step_file(out)
     def say():
-        if done < len(plan):
-            print(f'{len(plan)} runs of {settings["steps"]:,} steps, {done} of them done; '
-                  f'{workers} at a time.', flush=True)
-    try: rows = search(settings, plan, out, started=say, workers=workers, progress=progress)
+        if done == len(plan): return
+        print(f'{len(plan)} runs of {settings["steps"]:,} steps, {done} of them done; '
+              f'{workers} at a time.', flush=True)
+        steps.write_bytes(b'')
+    def taken(): return f'{steps.stat().st_size*settings["eval_every"]:,} steps'
+    try: rows = search(settings, plan, out, started=say, workers=workers, progress=progress,
+                       note=taken)
     except KeyboardInterrupt:
         _tell(out, settings)
         print(f'\nStopped with {len(finished_runs(out, plan))} of {len(plan)} runs done '
@@ -54,6 +58,7 @@ def find(
         if isinstance(e.__cause__, OSError): # a full disk: not the run's fault
             raise OSError(str(e)) from e
         raise
+    finally: steps.unlink(missing_ok=True)
     if done == len(plan) and _up_to_date(out):
         print(f'All {done} runs are done already; nothing to do.')
     else: _draw(_tell(out, settings), settings, out)

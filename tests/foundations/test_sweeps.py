@@ -136,3 +136,15 @@ def test_damaged_files_are_named(text, tmp_path):
 def test_a_file_of_another_configuration(tmp_path):
     (tmp_path/'a.json').write_text(json.dumps(dict(config=dict(value=2), result={})))
     with pytest.raises(ValueError, match="a.json is the result of .*2.*, not of .*3.*; name another folder"): read_result(tmp_path/'a.json', dict(value=3))
+
+# --- what stands beside the bar
+
+def test_a_note_beside_the_bar(tmp_path, capsys, monkeypatch):
+    "Asked while runs are under way, and after the last."
+    monkeypatch.delenv('TQDM_DISABLE', raising=False)
+    asked = []
+    def note():
+        asked.append(time.monotonic())
+        return f'asked {len(asked)} times'
+    sweep(example_run, [dict(value=1, seconds=2.5)], tmp_path, executor=ThreadPoolExecutor(1), note=note)
+    assert len(asked) >= 3 and f'asked {len(asked)} times' in capsys.readouterr().err

@@ -2,7 +2,8 @@
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 import pytest
-from lotterybook.tickets.replicates import search, search_plan, search_settings, ticket_file
+from lotterybook.tickets.replicates import (
+    search, search_plan, search_settings, step_file, ticket_file)
 
 plan = search_plan(2, [0], ['ticket', 'random'])
 
@@ -42,6 +43,14 @@ def test_a_lost_ticket(harm, why, all_done, tmp_path):
     with pytest.raises(ValueError, match=f'{why}.*remove the ticket and {done}'): searched(tmp_path)
     file.unlink(missing_ok=True); done.unlink()
     assert searched(tmp_path) == rows and file.read_bytes() == ticket
+
+def test_steps_are_counted(tmp_path):
+    "Of all trainings, while somebody waits: a byte every `eval_every` steps; the rows are the same without."
+    waited, alone = tmp_path/'waited', tmp_path/'alone'
+    waited.mkdir()
+    step_file(waited).write_bytes(b'')
+    assert searched(waited) == searched(alone)
+    assert step_file(waited).stat().st_size == len(plan)*20/5 and not step_file(alone).exists()
 
 # --- sizes that cannot end
 
