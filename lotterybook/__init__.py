@@ -14,8 +14,8 @@ A pruned network: pruned weights stay exactly zero in any loop (pages 200, 240)
 
 Ordered neurons: an LSTM whose gates show phrases (pages 110, 130)
     ONLSTM(32, 64, chunk_size=2)                              # in place of nn.LSTM; cumax
-    model = fit_lm(corpus_from_lines(lines), 'tiny').model    # of your text (page 150)
-    parse(model, [['a', 'dog', 'barks']])                     # its trees; word_gates, draw_tree
+    model = fit_lm(corpus_from_lines(lines), 'tiny', min_count=2).model  # your text (page 150)
+    parse(model, [['a', 'dog', 'barks']])                     # its trees (with nltk); word_gates
 
 Many runs: sweep(run, configs, folder) does each once; find() is `lotterybook find` of the shell.
 Each name is in `lotterybook`; dir(lotterybook) lists them, help(lotterybook.find_ticket) explains

@@ -75,7 +75,7 @@ def test_what_was_found_is_told(out, capsys):
     said = capsys.readouterr().out
     assert said.startswith('All 3 runs are done already') and '3 of 3 runs stopped at the last step: raise --steps' in said
     dense, ticket, reinit = (r['stop_accuracy'] for r in read_rows(out/'rows.csv'))
-    assert re.search(rf'\n *100.0% +{100*dense:.1f}\n +80.2% +{100*ticket:.1f} +{100*reinit:.1f} +{100*(ticket - reinit):+.1f} reinit\n', said), said
+    assert re.search(rf'\n *100.0% +1 +{100*dense:.1f}\n +80.2% +1 +{100*ticket:.1f} +{100*reinit:.1f} +{100*(ticket - reinit):+.1f} reinit\n', said), said
 
 def accuracies(**by_condition):
     return [dict(seed=s, round=1, condition=c, remaining=.5, stop_step=90, stop_accuracy=v) for c, values in by_condition.items() for s, v in enumerate(values)]
@@ -85,8 +85,8 @@ def test_summary_by_hand():
     rows = accuracies(ticket=[.90, .91, .92, .93, .94], reinit=[.88, .89, .90, .91, .92], shuffled=[.85, .99, .80, .80, .80])
     rows[3]['stop_step'] = 100
     said = _summary(rows, 100).splitlines()
-    assert said[:2] == ['Test accuracy at early stop (%), mean of the seeds: 5', 'weights ticket reinit shuffled  ticket - best twin (95 % interval)']
-    assert said[2].split() == '50.0% 92.0 90.0 84.8 +2.0 (+2.0 to +2.0) reinit'.split()
+    assert said[:2] == ['Test accuracy at early stop (%), mean of the seeds', 'weights seeds ticket reinit shuffled  ticket - best twin (95 % interval of five seeds)']
+    assert said[2].split() == '50.0% 5 92.0 90.0 84.8 +2.0 (+2.0 to +2.0) reinit'.split()
     assert '1 of 15 runs stopped at the last step: raise --steps' in said and 'raise' not in _summary(rows, 200)
     about = dict(net='lenet', data='digits', steps=100)
     assert _title(rows, about) == 'The ticket is ahead of its best twin at 1 of 1 sizes'

@@ -84,7 +84,9 @@ def load_run(
     except Exception as e:  # PyTorch raises many kinds
         raise ValueError(f'{file} is not the state of a run, or is damaged ({type(e).__name__}). '
                          'Remove it, and the run begins anew.') from e
-    if not isinstance(kept, dict) or kept.keys() != {'run', 'settings'}:
+    parts = run.state_dict(copy=False).keys()
+    if (not isinstance(kept, dict) or kept.keys() != {'run', 'settings'} or
+            not isinstance(kept['run'], dict) or kept['run'].keys() != parts):
         raise ValueError(f'{file} holds tensors, but not the state of a run. Name another file.')
     check_settings(kept['settings'], settings, file)
     checked_size(kept['run']['step'], f'{file}: step', least=0)

@@ -33,9 +33,9 @@ def check_content(
 ) -> None:
     "Raise a ValueError if a file was changed since it was written; warn if it cannot be told."
     found = _PLACE.search(content)
-    if not found:
-        warnings.warn(f'{path} has no checksum: it was written by an older version or by another '
-                      'program, and whether it was changed cannot be told', stacklevel=3)
+    if not found:  # one text a folder, so that Python shows it once
+        warnings.warn(f'a file in {Path(path).parent} has no checksum: it was written by an older '
+                      'version or another program, and may have been changed', stacklevel=4)
     elif content != with_checksum(content[:found.start(1)] + _BLANK.encode() +
                                   content[found.end(1):]):
         raise ValueError(f'{path} is damaged: it was changed after it was written; {remedy}')
@@ -46,6 +46,7 @@ def write_checked_json(
     value: dict,       # plain values
 ) -> Path:             # `path`
     "Write a dictionary as JSON with a checksum, whole or not at all."
+    if 'file_sha256' in value: raise ValueError('file_sha256 is the name of the checksum')
     text = json.dumps(dict(file_sha256=_BLANK) | value, indent=1) + '\n'
     return write_atomically(path, with_checksum(text.encode()))
 
@@ -67,7 +68,7 @@ def tensor_file(
     "Tensors and notes as safetensors with a checksum: equal ones are equal files."
     from safetensors.torch import save
     tensors = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
-    texts   = {k: json.dumps(v) for k, v in notes.items()} | dict(file_sha256=_BLANK)
+    texts   = {k: json.dumps(v, sort_keys=True) for k, v in notes.items()} | dict(file_sha256=_BLANK)
     content = save(tensors, texts)
     size    = int.from_bytes(content[:8], 'little')
     header  = json.loads(content[8:8 + size])
@@ -75,6 +76,11 @@ def tensor_file(
     text    = json.dumps(header, separators=(',', ':')).encode()
     text   += b' '*(-len(text) % 8)                       # numbers begin at a multiple of eight
     return with_checksum(len(text).to_bytes(8, 'little') + text + content[8 + size:])
+
+def _note(text: str) -> object:
+    "What a note says; other programs write plain text."
+    try: return json.loads(text)
+    except (ValueError, RecursionError): return text
 
 def read_tensor_file(
     path: str | Path,  # a `.safetensors`
@@ -96,6 +102,4 @@ def read_tensor_file(
             raise ValueError(f'{path}: {k} is true or false, and holds a byte that is neither')
     texts.pop('file_sha256', None)
     tensors = {k: t.clone() for k, t in tensors.items()}  # aligned in memory as any other
-    try: return tensors, {k: json.loads(v) for k, v in texts.items()}
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f'{path}: its notes are not JSON: {e}') from e
+    return tensors, {k: _note(v) for k, v in texts.items()}

@@ -88,6 +88,9 @@ def check_splits(
     data: Splits,  # of any source
 ) -> None:
     "Raise a ValueError unless each part has examples, and each of them a label of a class."
+    if not isinstance(data, Splits):
+        raise ValueError(f'a {type(data).__name__} is not data in three parts: make them with '
+                         'load(name), from_tensors or from_dataset')
     for part in ('train', 'validation', 'test'):
         n, y = len(getattr(data, f'x_{part}')), getattr(data, f'y_{part}')
         if not n == len(y) > 0: raise ValueError(f'{part}: {n} inputs, and {len(y)} labels')

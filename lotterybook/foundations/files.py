@@ -12,6 +12,7 @@ import io
 import json
 import os
 import platform
+import re
 import tarfile
 import time
 import zipfile
@@ -27,9 +28,13 @@ from zlib import crc32
 @cache
 def _machine() -> str:
     "This machine in eight letters; a container that counts its own processes is another machine."
-    try: counted = os.stat('/proc/self/ns/pid').st_ino
-    except OSError: counted = 0
-    return f'{crc32(f"{platform.node()} {counted}".encode()):08x}'
+    try:
+        counted = os.stat('/proc/self/ns/pid').st_ino
+        started = Path('/proc/sys/kernel/random/boot_id').read_text()  # machines may share a name
+    except OSError: counted = started = ''
+    return f'{crc32(f"{platform.node()} {counted} {started}".encode()):08x}'
+
+_PART = re.compile(r'\.[0-9a-f]{8}\.\d+\.[0-9a-f]{8}\.part')  # of `write_atomically`
 
 def _is_left(part: Path) -> bool:
     "Is the writer of an unread file gone?"
@@ -42,9 +47,9 @@ def _is_left(part: Path) -> bool:
 
 def _remove_left(folder: Path) -> None:
     "Remove what killed writers left in a folder."
-    for part in folder.glob(f'.*.{"[0-9a-f]"*8}.part'):
+    for part in folder.glob('.*.part'):
         try:
-            if _is_left(part): part.unlink()
+            if _PART.fullmatch(part.name) and _is_left(part): part.unlink()
         except OSError: pass  # someone else's process, or removed meanwhile
 
 def write_atomically(
@@ -91,7 +96,7 @@ def checked_file_name(
     what: str,  # it names, for the message
 ) -> str:       # `name`
     "A name that stays in its folder, or a ValueError."
-    if name in ('', '.', '..') or set(name) & set('/\\\0') or len(name.encode()) > 200:
+    if not isinstance(name, str) or name in ('', '.', '..') or set(name) & set('/\\\0') or len(name.encode()) > 200:
         raise ValueError(f'{what} {name!r} makes no file name; '
                          'give one without slashes, of 200 bytes at most')
     return name

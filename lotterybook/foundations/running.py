@@ -33,6 +33,9 @@ def unwrapped_names(
     named: dict[str, Tensor], # as the `state_dict` of a wrapped network
 ) -> dict[str, Tensor]:       # the same by the names inside
     "Names without an `_orig_mod.` or `module.` that begins every one of them."
+    if not isinstance(named, dict):
+        raise ValueError(f'a {type(named).__name__} is not a dictionary of tensors; '
+                         'a ticket has them as ticket.theta_0 and ticket.masks')
     for prefix in ('_orig_mod.', 'module.'):
         if named and all(name.startswith(prefix) for name in named):
             return unwrapped_names({k.removeprefix(prefix): v for k, v in named.items()})
@@ -58,7 +61,8 @@ def check_masks(
     names: Collection[str] | None = None, # the weights that must have a mask, as `prunable(net)`
 ) -> None:
     "Raise a `ValueError` that names the mask and what is wrong with it."
-    if not masks: raise ValueError('no masks: make them with full_masks(net)')
+    if masks is None or not unwrapped_names(masks):
+        raise ValueError('no masks: make them with full_masks(net)')
     absent = [name for name in names or () if name not in masks]
     if absent: raise ValueError(f'no mask for {absent[0]!r}; there are {", ".join(masks)}')
     params = dict(unwrapped(net).named_parameters()) if net is not None else None
@@ -151,7 +155,8 @@ class Held:
 
 # %% ../../nbs/7_foundations/742_running.ipynb #export-run
 class Run:
-    "A training under way: all that its next step depends on."
+    ("A training under way: all that its next step depends on. It has `net`, `optimizer`, `masks`, "
+     "`seed`, `step`, `rows`, `extra`; in a search `round`, too.")
     def __init__(self,
         net: nn.Module,                     # trained in place
         optimizer: Optimizer | None = None, # of its weights; None: the loop is somebody else's

@@ -88,7 +88,7 @@ def compiled(
     "Compiled by Numba, or ImportError. a*b + c may be rounded once; nothing is reordered."
     from numba import njit
     kernel = njit(fastmath={'contract'}, error_model='numpy')(function)
-    with suppress(RuntimeError):  # no folder to keep it in: compiled in every process
+    with suppress(Exception):  # no folder to keep it in, another Numba: compiled in every process
         kernel._cache = _checked_cache(function)
     return kernel
 

@@ -15,7 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import (
-    FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait)
+    FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, wait)
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +115,8 @@ def _submitted(executor: Executor, run: Callable, config: dict) -> Future:
 def _settled(future: Future, n: str, task: _Task, todo: OrderedDict,
              done: dict) -> BaseException | None:
     "Keep the result of a run, or put the run back where it may be tried again; what went wrong."
-    if not (error := future.exception()):
+    error = CancelledError('the engine gave it up') if future.cancelled() else future.exception()
+    if not error:
         try: done[n] = _write_result(task.file, task.config, future.result())
         except Exception as e: return e  # a full disk, or no JSON: trying again would not help
     elif task.retries:
@@ -143,7 +144,7 @@ def _drain(run: Callable, todo: OrderedDict, done: dict, executor: Executor,
             second = 1 if bar and note else None
             for future in wait(flying, second, return_when=FIRST_COMPLETED).done:
                 n, task = flying.pop(future)
-                if future.cancelled(): continue
+                if failed and future.cancelled(): continue
                 error = _settled(future, n, task, todo, done)
                 gone = gone or isinstance(error, BrokenExecutor)
                 if error and n not in todo: failed[n] = error
@@ -158,7 +159,7 @@ def _drain(run: Callable, todo: OrderedDict, done: dict, executor: Executor,
 
 # %% ../../nbs/7_foundations/760_sweeps.ipynb #export-sweep
 def _check_importable(run: Callable) -> None:
-    "Or a ValueError: what a notebook defines, a new process cannot import."
+    "Raise a ValueError for what a notebook defines: a new process cannot import it."
     inner = getattr(run, 'func', run)  # of a partial
     if (getattr(inner, '__module__', None) == '__main__' and
             not hasattr(sys.modules['__main__'], '__file__')):

@@ -166,11 +166,13 @@ def train_run(
     for name, size in dict(eval_every=eval_every, save_every=save_every).items():
         checked_size(size, name)
     check_splits(data)
+    if not run.optimizer: raise ValueError('this run has no optimizer: write Run(net, optimizer)')
     device = device or next(run.net.parameters()).device
     data, net = data.to(device), run.net.to(device).train()
     run.optimizer.load_state_dict(run.optimizer.state_dict())  # its memory to where the weights are
     rates = map(lr, range(steps)) if lr else ()
-    given = dict(steps=steps, batch_size=batch_size, eval_every=eval_every, settings=settings)
+    given = dict(steps=steps, batch_size=batch_size, eval_every=eval_every)
+    if settings: given['settings'] = settings
     mark  = training_settings(run, rates, data[1:5], **given) if file else {}
     with flushed_denormals(), kept_generators(), \
          progress_bar(steps, progress, unit='step', initial=run.step) as bar:

@@ -142,8 +142,9 @@ def window_batches(
     def stream(start: int, end: int) -> Iterator[Window]:
         for at, steps in cuts[start - begin:end - begin]:
             began = time.perf_counter()
-            yield Window(columns[at:at + steps], columns[at + 1:at + steps + 1], at == 0)
-            memory['seconds'] = memory.get('seconds', 0.) + time.perf_counter() - began
+            try: yield Window(columns[at:at + steps], columns[at + 1:at + steps + 1], at == 0)
+            finally:  # of the last window, too
+                memory['seconds'] = memory.get('seconds', 0.) + time.perf_counter() - began
     return stream
 
 def lm_objective(

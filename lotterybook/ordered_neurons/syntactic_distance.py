@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 # %% ../../nbs/1_ordered_neurons/160_syntactic_distance.ipynb #export-distance
 def forget_distance(
     f_tilde: Tensor,  # `(..., levels)` master forget gate
-) -> Tensor:          # `(...)` in [0, 1], 0 if nothing is erased; 1 only with `live_top`
+) -> Tensor:          # `(...)` in [0, 1], 0 if nothing is erased; 1 only if the top may be (`live_top`)
     ("How far up the levels are erased: (E[d] - 1) / N. "
      "Shen et al. (2019), §5.2, scaled as in the released code.")
     return 1 - f_tilde.mean(-1)
 
 def input_distance(
     i_tilde: Tensor,  # `(..., levels)` master input gate
-) -> Tensor:          # `(...)` in [0, 1], 0 if nothing is written; 1 only with `live_top`
+) -> Tensor:          # `(...)` in [0, 1], 0 if nothing is written; 1 only if the top may be (`live_top`)
     "How far up the levels are written: (E[d'] - 1) / N. Shen et al. (2019), released code."
     return i_tilde.mean(-1)
 
@@ -265,13 +265,13 @@ def draw_gates(
     gates: Tensor,           # `(words, levels)`, in [0, 1]: one of `word_gates`
     label: str = 'gate',     # of the colour bar
 ) -> None:                   # nothing
-    "Draw a gate as an image: a column for each word, the lowest rank at the bottom."
+    "Draw a gate as an image: a column for each word, the lowest level at the bottom."
     n, ranks = gates.shape
     image = ax.imshow(gates.T.float().cpu().numpy(), origin='lower', aspect='auto', cmap='Blues',
                       vmin=0, vmax=1, interpolation='nearest',
                       extent=(-.5, n - .5, .5, ranks + .5))
     ax.vlines(torch.arange(1, n) - .5, .5, ranks + .5, color='white', lw=3)
     ax.set_xticks(range(n), words)
-    ax.set(yticks=sorted({1, ranks}), ylabel='rank, low to high')
+    ax.set(yticks=sorted({1, ranks}), ylabel='level, low to high')
     ax.tick_params('x', length=0)
     ax.figure.colorbar(image, ax=ax, label=label, ticks=(0, .5, 1))

@@ -164,14 +164,14 @@ def mask_coverage(
     net: nn.Module,           # any network
     masks: dict[str, Tensor], # bool, True is kept
 ) -> str:                     # a sentence
-    "The share of all weights that have a mask, and how many were left out for which reason."
+    "The share of all parameters that have a mask, and how many were left out for which reason."
     total, out = 0, Counter()
     for row in report(net, masks):
         total += row['weights']
         if row['name'] not in masks: out[row['note'].split(':')[0]] += row['weights']
     share = 1 - out.total()/max(1, total)
     said  = ', '.join(f'{n:,} ({why})' for why, n in out.most_common()) or 'none'
-    return f'the masks cover {share:.1%} of {total:,} weights; left out: {said}'
+    return f'the masks cover {share:.1%} of {total:,} parameters; left out: {said}'
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-torch
 def to_torch_prune(

@@ -68,6 +68,8 @@ def pruner(
     batches: Iterable = (),             # for scores that look at data; read anew each round
 ) -> Callable[[Run], Masks]:            # `prune(run)`
     "Score, allocation and schedule as one function of a run."
+    for name, f in dict(score=score, allocation=allocation).items():
+        if not callable(f): raise ValueError(f'{name}={f!r} must be a function')
     rates = [rate] if isinstance(rate, Real) else list(rate)
     for i, r in enumerate(rates):
         checked_fraction(r, 'rate' if isinstance(rate, Real) else f'rate[{i}]')

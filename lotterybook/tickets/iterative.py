@@ -70,8 +70,12 @@ def _said_on_stop(kept: KeptRounds | None, found: list) -> Iterator[None]:
                    else 'Nothing is kept: name a folder, and an interrupted search can be resumed.')
         raise
 
+_OLD = ('make_net', 'train_net', 'prune_rate', 'score', 'allocation', 'schedule', 'exclude', 'include',
+        'rewind_step', 'loss', 'batches')  # arguments of version 0.1.0
+
 def find_ticket(
-    make_run: Callable[[int], Run],   # `make_run(seed)`: a network and its optimizer, untrained
+    make_run: Callable[[int], Run],   # `make_run(seed)`: an untrained network in a `Run`; PyTorch's
+                                      # generator is seeded for it, so it may leave the seed alone
     train: Callable[[Run], object],   # `train(run)` trains `run.net`; it may return any plain value
     prune: Callable[[Run], Masks] | None = None, # new masks; None: `pruner()`
     *,
@@ -84,14 +88,16 @@ def find_ticket(
     **old: object,                    # none; those of an older form are named in the error
 ) -> list[Ticket]:                    # one a round; the first is the dense network
     "Iterative pruning with rewinding. Frankle & Carbin (2019), §1; Frankle et al. (2020), §2."
-    if old: refuse_old_form(f'{", ".join(old)} are no longer given: see pruner and Run')
+    if gone := [name for name in old if name in _OLD]:
+        refuse_old_form(f'{", ".join(gone)} is no longer given: see pruner and Run')
+    for name in old: raise TypeError(f'find_ticket has no argument {name!r}; see help(find_ticket)')
     checked_rounds(rounds, least=0)
     if folder and settings is None:
         raise ValueError('folder needs settings: plain values that make this search another one, '
                          "as dict(data='digits', lr=1e-3, rate=.2)")
     prune = prune or pruner()
     check_takes_one(prune, 'prune')
-    with folder_lock(folder, name):
+    with folder_lock(folder or None, name):
         run   = first_run(make_run, seed)
         kept  = KeptRounds(folder, name, settings, run) if folder else None
         if not run.step: _warn_if_same(run, make_run)

@@ -40,7 +40,7 @@ def rewind(
 ) -> nn.Module:                             # `net`, holding m ⊙ theta
     "Set weights and buffers back to theta, pruned weights to zero. Frankle & Carbin (2019), §1."
     state = unwrapped(net).state_dict()
-    theta = theta if theta.keys() & state.keys() else unwrapped_names(theta)
+    theta = theta if isinstance(theta, dict) and theta.keys() & state.keys() else unwrapped_names(theta)
     check_fit(theta, net)
     for k, v in state.items():
         if k in theta: v.copy_(theta[k])  # and no extra state

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import inspect
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
+import warnings
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook as before_any_step
@@ -106,10 +107,13 @@ def trained(
 ) -> object:                         # what it returns, plain; a dictionary loses its `seconds`
     "Train with the caller's own loop, and make sure that it trains the network it was given."
     check_takes_one(train, 'train')
+    before = snapshot(run.net)
     with random_stream(run.seed, 'training'), _watched(run): outcome = train(run)
     for name, p in run.net.named_parameters():
         if not p.isfinite().all():
             raise ValueError(f'after training, {name!r} holds numbers that are not finite')
+    if all(_same(v, before[k]) for k, v in snapshot(run.net).items()):
+        warnings.warn('train(run) left run.net as it was: did it train another network, or a copy?')
     if isinstance(outcome, dict): outcome = {k: v for k, v in outcome.items() if k != 'seconds'}
     return plain(outcome, 'what train(run) returns')
 
@@ -159,10 +163,13 @@ class KeptRounds:
             raise ValueError(f'{file} began with other weights: make_run({run.seed}) does not give '
                              f'the {", ".join(differ)} kept there')
         now    = {name: mask.cpu() for name, mask in run.masks.items()}
+        if ticket.masks.keys() != now.keys():  # version 0.1.0 pruned linear layers only
+            raise ValueError(f'{file} has masks of {", ".join(ticket.masks)}, the search of '
+                             f'{", ".join(now)}: give Run those masks, or name another folder')
         differ = distance(ticket.masks, now)
         if differ > .01 or remaining(ticket.masks) != remaining(now):  # a GPU's gradients may round
             raise ValueError(f'{file} is of another search: {differ:.1%} of its masks differ from '
-                             'what prune now gives')
+                             'what prune now gives. Name another place, or remove it.')
         self.found += 1
         self._tidy(run.round)
         run.set_masks(ticket.masks)

@@ -93,8 +93,9 @@ def load_ticket(
     if not path.is_file(): raise ValueError(f'no ticket at {path}')
     tensors, notes = read_tensor_file(path)
     keys, settings = notes.get('keys', []), notes.get('settings', {})
-    if not isinstance(keys, list):
-        raise ValueError(f'{path}: its list of keys is a {type(keys).__name__}')
+    if not isinstance(keys, list) or not isinstance(settings, dict):
+        raise ValueError(f'{path}: its keys are a {type(keys).__name__}, not a list, '
+                         f'or its settings a {type(settings).__name__}, not a dictionary')
     absent = [str(k) for k in keys if str(k) not in tensors]
     if absent:
         raise ValueError(f'{path}: {", ".join(absent)} '

@@ -87,6 +87,13 @@ _subcommands = dict( # name -> (purpose, arguments, what stands below them)
     find=('search for winning tickets', _find_arguments, '''example:
   lotterybook find --data digits --net lenet --rounds 15 --seeds 5 --out runs/tickets
 
+The ticket is compared with its twins, which are as small:
+  reinit             the ticket's mask, other initial weights
+  shuffled           the ticket's initial weights, its mask shuffled in each layer
+  random             other weights and a shuffled mask
+  one_shot           pruned to this size at once, after one training
+  magnitude_at_init  pruned to this size before any training
+
 Stopped, it goes on when run again; finished, it says so and does nothing.'''),
     fetch=('download data sets, or check those that are there', _fetch_arguments,
            'LOTTERYBOOK_DATA names a folder with data sets that are already there '

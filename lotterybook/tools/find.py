@@ -132,16 +132,15 @@ def _told(lead: tuple | None) -> str:
 def _summary(rows: list[dict], steps: int) -> str:
     "What a search found, as text."
     names = list(dict.fromkeys(r['condition'] for r in rows))
-    lines = [['weights', *names, 'ticket - best twin (95 % interval)']]
+    lines = [['weights', 'seeds', *names, 'ticket - best twin (95 % interval of five seeds)']]
     for remaining, size in _accuracies(rows).items():
         means = [f'{fmean(size[c].values()):.1f}' if c in size else '' for c in names]
-        lines.append([f'{remaining:.1f}%', *means, _told(_lead(size))])
+        lines.append([f'{remaining:.1f}%', str(len(size.get('ticket', ()))), *means, _told(_lead(size))])
     widths = [max(map(len, column)) for column in zip(*lines)][:-1]
     text = [' '.join([*map(str.rjust, line, widths), ' ' + line[-1]]).rstrip() for line in lines]
     late = sum(r['stop_step'] == steps for r in rows)
     if late: text += ['', f'{late} of {len(rows)} runs stopped at the last step: raise --steps']
-    seeds = len({r['seed'] for r in rows})
-    return '\n'.join([f'Test accuracy at early stop (%), mean of the seeds: {seeds}', *text, ''])
+    return '\n'.join(['Test accuracy at early stop (%), mean of the seeds', *text, ''])
 
 def _title(rows: list[dict], settings: dict) -> str:
     "The finding, or without enough seeds for one what was searched."

@@ -65,7 +65,7 @@ def test_parts_are_still_packages():
 # --- documented
 
 def plain( # of nothing
-    a: int, b: int = 2, # two on a line: of the last
+    a: int, b: int = 2, # two on a line
     *rest: object,      # more of
                         # them
     key: str = (        # a name
@@ -79,7 +79,7 @@ def plain( # of nothing
 def test_a_function():
     before = plain.__dict__.copy(), plain.__defaults__, plain.__annotations__
     assert documented(plain) is plain and documented(plain) is plain
-    assert plain.__doc__.split('\n') == ['One sentence.', '', 'Parameters', '    b     two on a line: of the last', '    rest  more of them',
+    assert plain.__doc__.split('\n') == ['One sentence.', '', 'Parameters', '    a, b  two on a line', '    rest  more of them',
                                          '    key   a name or none', '', 'Returns', '    all of it']
     assert (plain.__dict__, plain.__defaults__, plain.__annotations__) == before
     assert pickle.loads(pickle.dumps(plain)) is plain

@@ -1,7 +1,8 @@
 "Sweeps: runs tried again, folders removed, names, damaged files."
 import json, os, shutil, signal, time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 import pytest
 from lotterybook.foundations.sweeps import RunFailed, example_run, read_result, read_run, run_name, sweep
 
@@ -139,12 +140,30 @@ def test_a_file_of_another_configuration(tmp_path):
 
 # --- what stands beside the bar
 
-def test_a_note_beside_the_bar(tmp_path, capsys, monkeypatch):
+def test_a_note_beside_the_bar(tmp_path, monkeypatch):
     "Asked while runs are under way, and after the last."
+    bar = mock.MagicMock()
+    bar.__enter__.return_value = bar
     monkeypatch.delenv('TQDM_DISABLE', raising=False)
-    asked = []
-    def note():
-        asked.append(time.monotonic())
-        return f'asked {len(asked)} times'
-    sweep(example_run, [dict(value=1, seconds=2.5)], tmp_path, executor=ThreadPoolExecutor(1), note=note)
-    assert len(asked) >= 3 and f'asked {len(asked)} times' in capsys.readouterr().err
+    with mock.patch('tqdm.auto.tqdm', return_value=bar):
+        sweep(example_run, [dict(value=1, seconds=2.5)], tmp_path, executor=ThreadPoolExecutor(1), note=lambda: '7 steps')
+    assert bar.set_postfix_str.call_args_list == [mock.call('7 steps')]*bar.set_postfix_str.call_count and bar.set_postfix_str.called
+
+# --- engines that give up
+
+class GivesUp(Executor):
+    "Cancels its first runs."
+    def __init__(self, times): self.times = times
+    def submit(self, run, config):
+        future = Future()
+        if self.times: self.times -= 1; future.cancel(); future.set_running_or_notify_cancel()
+        else: future.set_result(run(config))
+        return future
+
+@pytest.mark.parametrize('retries', [0, 1])
+def test_an_engine_that_gives_a_run_up(retries, tmp_path):
+    "As any other failure: told, or tried again."
+    def go(): return sweep(example_run, configs, tmp_path, executor=GivesUp(1), progress=False, retries=retries)
+    if retries: assert [o['square'] for o in go()] == squares
+    else:
+        with pytest.raises(RunFailed, match='run value=0 failed .CancelledError: the engine gave it up'): go()

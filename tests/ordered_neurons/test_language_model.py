@@ -106,3 +106,10 @@ def test_a_sweep_is_not_warned_of(tmp_path):
 def test_a_few_hundred_sentences():
     few = as_corpus(240, 30, 30, seed=5, max_words=20)
     assert fit_lm(few, 'tiny', progress=False).test_nats < frequency_nats(few.train, few.test) - .5
+
+@pytest.mark.parametrize('preset', ['small', 'tiny'])
+def test_epochs_of_one_window(preset):
+    "A text of a few words: rows as of any other."
+    few = corpus._replace(train=[list('abcde')]*60, validation=[list('abcde')]*10, test=[list('abcde')]*10)
+    rows = fit_lm(few, preset, progress=False, epochs=2, batch_size=40, length=40, embedding=8, hidden=[8], chunk_size=1).rows
+    assert [r['windows'] for r in rows] == [1, 1] and all(r['seconds'] > 0 for r in rows)

@@ -7,8 +7,8 @@ import pytest, torch
 from torch import nn
 from torch.nn import functional as F
 from ticket_loops import (
-    batches, cross_entropy, digits, files, idle, loader, make_run, mlp, stranger, with_sgd, x60,
-    y60)
+    batches, cross_entropy, digits, files, idle, loader, make_run, mlp, nudge, stranger, with_sgd,
+    x60, y60)
 from sameness import same
 from lotterybook.foundations import files as writing
 from lotterybook.foundations.checkpoints import snapshot
@@ -794,7 +794,7 @@ def heard(make, **options):
     "The warnings of a search."
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
-        find_ticket(make, idle, rounds=1, **options)
+        find_ticket(make, nudge, rounds=1, **options)
     return said
 
 def test_a_warning_of_replicates_that_are_none():
@@ -809,6 +809,18 @@ def test_a_warning_of_replicates_that_are_none():
 def test_no_warning(make):
     "Of networks that are drawn from the global generator, or from the seed."
     assert not heard(make)
+
+@pytest.mark.parametrize('train', [idle, lambda run: nudge(make_run(1))])
+def test_a_network_that_was_not_trained(train):
+    "Because the loop trains another one, or none: a warning in each round."
+    with pytest.warns(UserWarning, match='left run.net as it was: did it train another network') as said:
+        find_ticket(make_run, train, rounds=2, progress=False)
+    assert len(said) == 3
+
+@pytest.mark.parametrize('name', ['round', 'epochs', 'rates'])
+def test_an_argument_that_never_was(name):
+    with pytest.raises(TypeError, match=f"find_ticket has no argument '{name}'"):
+        find_ticket(make_run, idle, **{name: 3})
 
 # --- the bar
 

@@ -604,7 +604,7 @@ def test_a_round_that_is_not_there(tmp_path):
     (dict(settings, lr=.2), 'lr was 0.1, is 0.2'),
     (dict(data='digits', lr=.1), r'widths was \[30, 10\], is not given'),
     (dict(settings, more=1), 'more was not given, is 1'),
-    ({}, "data was 'digits', is not given; widths")])
+    ({}, "data was 'digits', is not given; lr was 0.1, is not given; widths")])
 def test_other_settings(given, why, tmp_path):
     "Compared both ways; all that differs is named, and the file."
     finished(tmp_path)
