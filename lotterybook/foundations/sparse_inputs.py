@@ -75,7 +75,8 @@ def _checked_cache(function):
 
     class Cache(FunctionCache):
         def save_overload(self, sig, data):
-            with suppress(OSError): super().save_overload(sig, data)  # the disk is full
+            with suppress(Exception):  # the disk is full, or something cannot be pickled
+                super().save_overload(sig, data)
 
     kept = Cache(function)
     kept._cache_file = Files(kept.cache_path, f'{kept._impl.filename_base}.checked',
