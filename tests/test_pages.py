@@ -23,7 +23,7 @@ def reported():
 @pytest.fixture(scope='session')
 def outcomes(request, tmp_path_factory):
     "How each page that is asked for ran: stem -> outcome"
-    items = [o for o in request.session.items if o.function.__module__ == __name__]
+    items = [o for o in request.session.items if o.function.__module__ == __name__ and 'outcomes' in o.fixturenames]
     asked = {o.callspec.params['page'].stem if hasattr(o, 'callspec') else first for o in items}
     known = reported()
     if left := sorted(asked - set(known)):
