@@ -226,13 +226,16 @@ def run_page(
     from papermill import PapermillExecutionError, execute_notebook
     logging.getLogger('papermill').setLevel(logging.CRITICAL) # what it logs is in what we return
     start, failure = time.time(), {}
+    part = copy.with_name(f'.{copy.name}')  # papermill writes after every cell
     try:
         copy.parent.mkdir(parents=True, exist_ok=True); copy.unlink(missing_ok=True)
         with _kernel(page.parent, environment or quiet_environment(),
                      [] if running is None else running) as kernel:
-            execute_notebook(page, copy, values, km=kernel, kernel_name='python3',
-                             language='python', progress_bar=False,
-                             execution_timeout=cell_timeout)
+            try: execute_notebook(page, part, values, km=kernel, kernel_name='python3',
+                                  language='python', progress_bar=False,
+                                  execution_timeout=cell_timeout)
+            finally:
+                if part.exists(): part.replace(copy)
     except PapermillExecutionError as e:
         failure = dict(cell=e.cell_index, error=f'{e.ename}: {e.evalue}', code=e.source,
                        traceback=_colours.sub('', '\n'.join(e.traceback)))
