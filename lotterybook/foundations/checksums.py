@@ -68,7 +68,8 @@ def tensor_file(
     "Tensors and notes as safetensors with a checksum: equal ones are equal files."
     from safetensors.torch import save
     tensors = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
-    texts   = {k: json.dumps(v, sort_keys=True) for k, v in notes.items()} | dict(file_sha256=_BLANK)
+    texts   = {k: json.dumps(v, sort_keys=True) for k, v in notes.items()}
+    texts  |= dict(file_sha256=_BLANK)
     content = save(tensors, texts)
     size    = int.from_bytes(content[:8], 'little')
     header  = json.loads(content[8:8 + size])

@@ -96,7 +96,8 @@ def checked_file_name(
     what: str,  # it names, for the message
 ) -> str:       # `name`
     "A name that stays in its folder, or a ValueError."
-    if not isinstance(name, str) or name in ('', '.', '..') or set(name) & set('/\\\0') or len(name.encode()) > 200:
+    if (not isinstance(name, str) or name in ('', '.', '..') or set(name) & set('/\\\0') or
+            len(name.encode()) > 200):
         raise ValueError(f'{what} {name!r} makes no file name; '
                          'give one without slashes, of 200 bytes at most')
     return name

@@ -22,9 +22,10 @@ def _comments(source: str) -> dict[int, str]:
 def _of_header(node, notes: dict[int, str]) -> dict[str, str]:
     "What the comments of a function's header say: by parameter, and under 'return'."
     a = node.args
-    lines: dict[int, str] = {}
+    names: dict[int, list[str]] = {}
     for o in (*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg):
-        if o: lines[o.lineno] = ', '.join([*lines.get(o.lineno, '').split(', '), o.arg]).lstrip(', ')
+        if o: names.setdefault(o.lineno, []).append(o.arg)
+    lines = {line: ', '.join(on_it) for line, on_it in names.items()}
     if node.returns: lines[node.returns.lineno] = 'return'
     found: dict[str, str] = {}
     for line in range(node.lineno, node.body[0].lineno):  # none if the body stands beside it

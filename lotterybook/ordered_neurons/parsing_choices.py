@@ -16,8 +16,8 @@ from ..foundations.arguments import checked_size
 from ..foundations.randomness import kept_generators, rng
 from .constituency import (BASELINES, CONVENTIONS, baseline_tree,
                                                       corpus_f1)
-from .language_model import (NotLearned, first_model, fit_lm,
-                                                        lm_settings)
+from .language_model import (
+    NotLearned, first_model, fit_lm, lm_settings)
 from .small_grammar import as_corpus
 from .syntactic_distance import (BUILDERS, read_distances,
                                                             tree_from_distances)

@@ -266,12 +266,12 @@ def draw_gates(
     label: str = 'gate',     # of the colour bar
 ) -> None:                   # nothing
     "Draw a gate as an image: a column for each word, the lowest level at the bottom."
-    n, ranks = gates.shape
+    n, levels = gates.shape
     image = ax.imshow(gates.T.float().cpu().numpy(), origin='lower', aspect='auto', cmap='Blues',
                       vmin=0, vmax=1, interpolation='nearest',
-                      extent=(-.5, n - .5, .5, ranks + .5))
-    ax.vlines(torch.arange(1, n) - .5, .5, ranks + .5, color='white', lw=3)
+                      extent=(-.5, n - .5, .5, levels + .5))
+    ax.vlines(torch.arange(1, n) - .5, .5, levels + .5, color='white', lw=3)
     ax.set_xticks(range(n), words)
-    ax.set(yticks=sorted({1, ranks}), ylabel='level, low to high')
+    ax.set(yticks=sorted({1, levels}), ylabel='level, low to high')
     ax.tick_params('x', length=0)
     ax.figure.colorbar(image, ax=ax, label=label, ticks=(0, .5, 1))

@@ -40,7 +40,8 @@ def rewind(
 ) -> nn.Module:                             # `net`, holding m ⊙ theta
     "Set weights and buffers back to theta, pruned weights to zero. Frankle & Carbin (2019), §1."
     state = unwrapped(net).state_dict()
-    theta = theta if isinstance(theta, dict) and theta.keys() & state.keys() else unwrapped_names(theta)
+    if not isinstance(theta, dict) or not theta.keys() & state.keys():
+        theta = unwrapped_names(theta)
     check_fit(theta, net)
     for k, v in state.items():
         if k in theta: v.copy_(theta[k])  # and no extra state

@@ -19,7 +19,7 @@ from ..foundations.arguments import check_settings, plain
 from ..foundations.checkpoints import checksum, load_run, save_run, snapshot
 from ..foundations.files import checked_file_name, make_folder
 from ..foundations.randomness import mixed_seed, random_stream
-from ..foundations.running import Run
+from ..foundations.running import Run, unwrapped
 from ..pruning.masks import distance, full_masks, remaining
 from .rewinding import rewind
 from .ticket_files import Ticket, load_ticket, save_ticket
@@ -112,7 +112,8 @@ def trained(
     for name, p in run.net.named_parameters():
         if not p.isfinite().all():
             raise ValueError(f'after training, {name!r} holds numbers that are not finite')
-    if all(_same(v, before[k]) for k, v in snapshot(run.net).items()):
+    after = unwrapped(run.net).state_dict()  # compared where it is: one copy is enough
+    if all(k in after and _same(v, after[k].cpu()) for k, v in before.items()):
         warnings.warn('train(run) left run.net as it was: did it train another network, or a copy?')
     if isinstance(outcome, dict): outcome = {k: v for k, v in outcome.items() if k != 'seconds'}
     return plain(outcome, 'what train(run) returns')

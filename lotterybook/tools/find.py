@@ -30,7 +30,7 @@ def find(
     from lotterybook.foundations.data import fetch
     from lotterybook.foundations.sweeps import RunFailed
     from lotterybook.tickets.replicates import (CONDITIONS, finished_runs, search, search_plan,
-                                                search_settings, step_file, table_row)
+                                                search_settings, step_file)
     checked_size(seeds, 'seeds')
     workers = os.cpu_count() or 1 if workers is None else checked_size(workers, 'workers')
     settings = search_settings(data, net, rounds, **settings)
@@ -59,10 +59,10 @@ def find(
             raise OSError(str(e)) from e
         raise
     finally: steps.unlink(missing_ok=True)
-    if done == len(plan) and _up_to_date(out):
-        print(f'All {done} runs are done already; nothing to do.')
-    else: _draw(_tell(out, settings), settings, out)
-    print(_summary([table_row(r) for r in finished_runs(out)], settings['steps']))
+    table = _up_to_date(out) if done == len(plan) else None
+    if table: print(f'All {done} runs are done already; nothing to do.')
+    else: _draw(table := _tell(out, settings), settings, out)
+    print(_summary(table, settings['steps']))
     print(f'table    {out/"rows.csv"}\n'
           f'picture  {out/"curve.png"}\n'
           f'tickets  {out/"ticket-seed*-round*.safetensors"}')
@@ -81,8 +81,8 @@ def _tell(out: Path, settings: dict) -> list[dict]:
     record_rows(out/'rows.csv', rows, about | provenance(settings['device']))
     return rows
 
-def _up_to_date(out: Path) -> bool:
-    "Do table and picture tell of all runs that a folder has?"
+def _up_to_date(out: Path) -> list[dict] | None:
+    "The rows of all runs that a folder has, if table and picture tell of them."
     from lotterybook.foundations.checksums import read_checked_json
     from lotterybook.foundations.results import read_rows
     from lotterybook.tickets.replicates import finished_runs, table_row
@@ -90,9 +90,10 @@ def _up_to_date(out: Path) -> bool:
     rows = [table_row(r) for r in finished_runs(out)]
     try:
         read_checked_json(about, '')
-        return (read_rows(table) == rows and
+        told = (read_rows(table) == rows and
                 picture.stat().st_mtime_ns >= table.stat().st_mtime_ns)
-    except (FileNotFoundError, ValueError): return False  # missing or damaged: written again
+        return rows if told else None
+    except (FileNotFoundError, ValueError): return None  # missing or damaged: written again
 
 def _draw(rows: list[dict], settings: dict, out: Path) -> None:
     "The picture of a search."
