@@ -24,7 +24,7 @@ setup(
     # The notebooks travel in the wheel as lotterybook/nbs, so `lotterybook run` works without a clone.
     packages=[*find_packages(include=['lotterybook', 'lotterybook.*']), 'lotterybook.nbs'],
     package_dir={'lotterybook.nbs': 'nbs'},
-    package_data={'lotterybook': ['py.typed', '__init__.pyi'],
+    package_data={'lotterybook': ['py.typed', '__init__.pyi', '**/*.safetensors'],
                   'lotterybook.nbs': ['**/*.ipynb', '**/full.yaml'] + [f'**/results/**/*.{o}' for o in ('csv', 'json', 'png')]},
     exclude_package_data={'lotterybook.nbs': ['**/results/*/quick*']},
     install_requires=lines('requirements'),
