@@ -19,20 +19,22 @@ from .logical_inference import (PairClassifier, accuracy_by_operators,
                                                            train_classifier)
 from .on_lstm import ONLSTM
 from .propositional_logic import generate_pairs, split_pairs
+from .tree_lstm import TreeLSTM
 
 # %% ../../nbs/1_ordered_neurons/192_logic_runs.ipynb #export-names
 def make_encoder(
-    name: str,                     # 'lstm' or 'on_lstm'
+    name: str,                     # 'lstm', 'on_lstm' or 'tree_lstm'
     input_size: int,               # features of a word
     hidden_size: int,              # cells D
     chunk_size: int | None = None, # cells C that share a level; of 'on_lstm' only
 ) -> nn.Module:                    # one layer
     "An encoder by name."
-    if (name, chunk_size is None) not in (('lstm', True), ('on_lstm', False)):
-        raise ValueError("the encoders are 'lstm' without chunk_size and 'on_lstm' with one, "
+    checked_name(name, ('lstm', 'on_lstm', 'tree_lstm'), 'encoder')
+    if (name == 'on_lstm') != (chunk_size is not None):
+        raise ValueError("'on_lstm' needs a chunk_size and the other encoders have none, "
                          f'not {name!r} with chunk_size={chunk_size}')
-    return (nn.LSTM(input_size, hidden_size) if name == 'lstm' else
-            ONLSTM(input_size, hidden_size, chunk_size=chunk_size))
+    if name == 'on_lstm': return ONLSTM(input_size, hidden_size, chunk_size=chunk_size)
+    return dict(lstm=nn.LSTM, tree_lstm=TreeLSTM)[name](input_size, hidden_size)
 
 def logic_data(
     name: str,          # 'generated' or 'propositional_logic'
@@ -62,7 +64,9 @@ def logic_run(
     with kept_generators():
         seed_everything(o['seed'], 'weights')
         encoder = make_encoder(o['encoder'], o['embedding'], o['hidden'], o['chunk_size'])
-        model = PairClassifier(len(words), encoder, o['embedding'], o['hidden'], o['dropout'])
+        given = (words['('], words[')']) if o['encoder'] == 'tree_lstm' else None
+        model = PairClassifier(len(words), encoder, o['embedding'], o['hidden'], o['dropout'],
+                               brackets=given)
     checkpoint = folder and Path(folder)/f'{run_label(config)}.pt'
     history = train_classifier(model, encode_pairs(train, words), encode_pairs(held, words),
                                o['epochs'], o['batch_size'], o['lr'], seed=o['seed'],

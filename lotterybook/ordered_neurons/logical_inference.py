@@ -23,6 +23,7 @@ from ..foundations.running import Batches, Hook, Run, seeded
 from ..foundations.training import evaluating
 from .formula_batches import Encoded, batches
 from .propositional_logic import RELATIONS, relation
+from .tree_lstm import TreeLSTM
 _all_ = ['relation']  # decides the labels; wanted beside the classifier
 
 # %% ../../nbs/1_ordered_neurons/190_logical_inference.ipynb #export-model
@@ -36,11 +37,15 @@ class PairClassifier(nn.Module):
         output_size: int | None = None, # of the encoder; None: from its `proj_size`, `hidden_size`
         dropout: float = 0.,            # of words, and of both layers of the answer
         classes: int = len(RELATIONS),  # answers
+        brackets: tuple[int, int] | None = None, # numbers of '(' and ')', for a `TreeLSTM`
     ):
         super().__init__()
         if getattr(encoder, 'batch_first', False):
             raise ValueError('the encoder must take (seq, batch, input), so batch_first=False')
-        self.both_ways = getattr(encoder, 'bidirectional', False)
+        if isinstance(encoder, TreeLSTM) != (brackets is not None):
+            raise ValueError(f'brackets={brackets!r} with a {type(encoder).__name__}: a TreeLSTM needs '
+                             "the numbers of '(' and ')', other encoders read these as words")
+        self.both_ways, self.brackets = getattr(encoder, 'bidirectional', False), brackets
         words = encoder.input_size if input_size is None else input_size
         D = _output_size(encoder) if output_size is None else output_size
         self.embedding, self.encoder = (
@@ -54,12 +59,16 @@ class PairClassifier(nn.Module):
         tokens: Tensor,   # `(formulas, longest)` int64, 0 after the end
         lengths: Tensor,  # `(formulas,)` tokens
     ) -> Tensor:          # `(formulas, hidden)`
-        ("The encoder's output at the last token of each formula; "
-         "of both ends, if it reads both ways.")
+        ("The encoder's output at the last token of each formula; of both ends, "
+         "if it reads both ways; of the outermost brackets, if it is given them.")
         shortest, longest = lengths.aminmax()
         if shortest < 1:
             raise ValueError(f'lengths hold {shortest.item()}; a formula has one token at least')
-        tokens = tokens[:, :longest].t()
+        tokens = tokens[:, :longest]
+        if self.brackets:
+            opened, closed = (tokens == number for number in self.brackets)
+            return self.encoder(self.dropout(self.embedding(tokens)), opened, closed, lengths)
+        tokens = tokens.t()
         if self.both_ways:
             p = pack_padded_sequence(tokens, lengths.cpu(), enforce_sorted=False)
             _, h = self.encoder(PackedSequence(self.dropout(self.embedding(p.data)), *p[1:]))
