@@ -12,7 +12,7 @@ from torch import Tensor
 def draw_gate_columns(
     ax,                       # matplotlib axes
     words: list[str],         # one column for each
-    *shares: Tensor,          # `(words, levels)`, in [0, 1]; each is drawn beside the one before
+    *shares: Tensor,  # `(words, levels)`, in [0, 1]; each is drawn beside the one before
     colors: tuple[str, ...] = ('#0072B2',), # one for each of `shares`
 ) -> None:
     "Gates as columns under words, the lowest rank at the bottom: the wider, the more open."

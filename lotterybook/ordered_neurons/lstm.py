@@ -88,7 +88,7 @@ def lstm_layer(
     x: Tensor,                                  # `(seq, batch, input)`
     weights: LSTMWeights,                       # of the layer
     state: tuple[Tensor, Tensor] | None = None, # h and c, both `(batch, hidden)`; `None`: zeros
-) -> tuple[Tensor, Tensor]:                     # all outputs and cells, both `(seq, batch, hidden)`
+) -> tuple[Tensor, Tensor]:  # all outputs and cells, both `(seq, batch, hidden)`
     "One layer, step by step: slow. Hochreiter & Schmidhuber (1997), Gers et al. (2000)."
     inputs, D = weights.W.shape[1], weights.U.shape[1]
     _check_input(x, state, inputs, D)
@@ -114,10 +114,10 @@ def _check_supported(lstm, x, state):
 
 # %% ../../nbs/1_ordered_neurons/100_lstm.ipynb #export-distances
 def lstm_distances(
-    lstm: nn.LSTM,              # any depth, with or without biases, `batch_first` or not
-    x: Tensor,                  # `(seq, batch, input)`, or `(batch, seq, input)` if `batch_first`
+    lstm: nn.LSTM,  # any depth, with or without biases, `batch_first` or not
+    x: Tensor,  # `(seq, batch, input)`, or `(batch, seq, input)` if `batch_first`
     state: tuple[Tensor, Tensor] | None = None, # h and c, `(layers, batch, hidden)`; `None`: zeros
-) -> tuple[Tensor, Tensor]:     # 1 - mean f, mean i: both `(layers, seq, batch)`, in (0, 1)
+) -> tuple[Tensor, Tensor]:  # 1 - mean f, mean i: both `(layers, seq, batch)`, in (0, 1)
     "What each layer erases and writes: the control for ON-LSTM's distances. Dyer et al. (2019)."
     _check_supported(lstm, x, state)
     if lstm.batch_first: x = x.transpose(0, 1)
