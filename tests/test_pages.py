@@ -66,7 +66,7 @@ def test_one_name_is_no_list_of_letters(name):
 
 @pytest.mark.parametrize('name, near', [('111', '110'), ('12', '010'), ('9999', '991'), ('cumx', 'cumax'), ('110_cumas', '110_cumax')])
 def test_the_nearest_page_is_suggested(name, near):
-    with pytest.raises(ValueError, match=f"no page '{name}'; did you mean {near}. The pages are 010_notation"): find_pages([name])
+    with pytest.raises(ValueError, match=f"no page '{name}'; did you mean {near}. The pages are 000_a_ticket"): find_pages([name])
 
 def test_nothing_is_suggested_for_what_is_like_nothing():
     with pytest.raises(ValueError, match="no page 'zzz'; the pages are"): find_pages(['zzz'])
