@@ -1,11 +1,15 @@
-"`fit_lm`: interrupted anywhere, averaged, refused, warned of."
+"`fit_lm`: against loops by hand, interrupted anywhere, averaged, refused, warned of."
 import math, warnings
 import pytest, torch
+from fastcore.test import test_close as close
+from lotterybook.foundations.randomness import kept_generators, rng
+from lotterybook.foundations.running import Run
 from lotterybook.ordered_neurons import language_model
-from lotterybook.ordered_neurons.language_model import NotLearned, fit_lm, lm_run, mean_nats
+from lotterybook.ordered_neurons.language_model import (AverageWeights, NotLearned, averaged, begin_average, first_model, fit_lm, lm_corpus,
+                                                        lm_run, lm_settings, mean_nats, stalled)
 from lotterybook.ordered_neurons.small_grammar import as_corpus
-from lotterybook.ordered_neurons.text import frequency_nats, in_columns, stream
-from lotterybook.ordered_neurons.word_model import load_language_model
+from lotterybook.ordered_neurons.text import Vocabulary, frequency_nats, in_columns, stream, windows
+from lotterybook.ordered_neurons.word_model import LanguageModel, load_language_model
 
 pytestmark = pytest.mark.filterwarnings('ignore::lotterybook.ordered_neurons.language_model.NotLearned') # many trainings here are short
 
@@ -57,7 +61,7 @@ def test_after_epoch_sees_what_was_validated_and_has_no_effect(tmp_path, through
     assert slow.rows[first - 1]['validation_nats'] < slow.rows[first - 2]['validation_nats'] # and is better right away
 
 @pytest.mark.parametrize('wrong, why', [
-    (dict(preset='large'), "unknown preset 'large'; known are ptb_paper, small"), (dict(lr=1.), 'unknown setting lr; there are encoder'),
+    (dict(preset='large'), "unknown preset 'large'; known are ptb_paper, small"), (dict(lr=1.), 'unknown setting lr; known are encoder'),
     (dict(epochs=0), 'epochs=0'), (dict(epochs=1.5), 'epochs=1.5'), (dict(ar=-5), 'ar=-5'), (dict(hidden=8), 'hidden=8'),
     *[(dict(learning_rate=o), f'learning_rate={o!r} must be a number above 0') for o in (math.nan, math.inf, None, True, '30', 0, -1.)]])
 def test_wrong_settings(wrong, why):
@@ -113,3 +117,87 @@ def test_epochs_of_one_window(preset):
     few = corpus._replace(train=[list('abcde')]*60, validation=[list('abcde')]*10, test=[list('abcde')]*10)
     rows = fit_lm(few, preset, progress=False, epochs=2, batch_size=40, length=40, embedding=8, hidden=[8], chunk_size=1).rows
     assert [r['windows'] for r in rows] == [1, 1] and all(r['seconds'] > 0 for r in rows)
+
+# --- second routes
+
+def test_mean_loss_word_by_word():
+    lines = [['a', 'b']]*20
+    words = Vocabulary.of(lines)
+    model = LanguageModel(words, embedding=20, hidden=[20], chunk_size=1)
+    columns = in_columns(stream(lines, words), 1)
+    state, total = None, 0.
+    for a, b in zip(columns[:-1], columns[1:]):
+        window = model.eval()(a[None], state)
+        state = window.state
+        total -= model.logits(window.raw)[0, 0].log_softmax(-1)[b].item()
+    close(mean_nats(model, columns, length=7), total/59, eps=1e-5)
+
+def test_running_mean_of_weights():
+    run, seen = Run(torch.nn.Linear(3, 1)), []
+    begin_average(run)
+    for step in range(5):
+        if step: AverageWeights().after_step(run)
+        seen.append(run.net.weight.detach().clone())
+        with torch.no_grad(): run.net.weight.add_(torch.randn(1, 3))
+    close(run.extra['average']['weights']['weight'], torch.stack(seen).mean(0), eps=1e-6)
+    with averaged(run): close(run.net.weight.detach(), torch.stack(seen).mean(0), eps=1e-6)
+
+@pytest.mark.parametrize('history, patience, begins', [
+    ([5., 4, 3, 2, 1], 2, False), ([5., 4, 3, 3.5, 3.2], 2, False), ([5., 4, 3, 3.5, 4.5], 2, True), ([5., 4, 4.5], 5, False)])
+def test_when_the_mean_begins(history, patience, begins): assert stalled(history, patience) == begins
+
+short = dict(tiny, dropout_layers=.2, weight_dropout=.2)
+
+def test_an_epoch_without_an_optimizer():
+    "A carried state, the rate in proportion to the window, clipping, weight decay, AR and TAR"
+    s = lm_settings('small', **dict(short, epochs=1, encoder='lstm', ar=2., tar=1., dropout_layers=0., weight_dropout=0.))
+    words = Vocabulary.of(corpus.train)
+    columns, state = in_columns(stream(corpus.train, words), s['batch_size']), None
+    with kept_generators(): model = first_model(words, s, 0)
+    for start, steps in windows(len(columns), s['length'], rng(0, 'windows', 1)):
+        window = model(columns[start:start + steps], state)
+        logs   = model.logits(window.dropped).log_softmax(-1)
+        nats   = -logs.gather(-1, columns[start + 1:start + steps + 1, :, None]).mean()
+        loss   = nats + 2*window.dropped.square().mean() + (window.raw[1:] - window.raw[:-1]).square().mean()
+        grads  = torch.autograd.grad(loss, list(model.parameters()))
+        clip   = min(1., s['clip']/sum(g.square().sum() for g in grads).sqrt().item())
+        with torch.no_grad():
+            for p, g in zip(model.parameters(), grads): p -= s['learning_rate']*steps/s['length']*(clip*g + s['weight_decay']*p)
+        state = tuple(tuple(o.detach() for o in part) for part in window.state)
+    fitted = fit_lm(corpus, 'small', 0, progress=False, **s)
+    for name, value in model.state_dict().items(): close(value, fitted.model.state_dict()[name], eps=1e-5)
+
+# --- folders
+
+def test_interrupted_between_epochs_and_refused(tmp_path):
+    def stop(model, epoch):
+        if epoch == 2: raise Stopped
+        return dict(words=len(model.vocabulary))
+    def short_fit(seed=0, folder=None, text=corpus, **changes): return fit_lm(text, 'small', seed, folder, progress=False, **short | changes)
+    with pytest.raises(Stopped): short_fit(folder=tmp_path, after_epoch=stop)
+    again, through = short_fit(folder=tmp_path), short_fit()
+    assert told(again) == told(through)                                    # the same bits
+    assert again.rows[0]['words'] == len(again.model.vocabulary)           # rows of before are kept
+    assert short_fit(folder=tmp_path).rows == again.rows                   # finished: nothing is done again
+    last = load_language_model(tmp_path/'epoch=3.safetensors')
+    close(mean_nats(last, in_columns(stream(corpus.validation, last.vocabulary), 10), 35), again.rows[-1]['validation_nats'], eps=1e-6)
+    with pytest.raises(ValueError, match='seed was 0, is 1'): short_fit(1, tmp_path)
+    with pytest.raises(ValueError, match='text was'): short_fit(folder=tmp_path, text=as_corpus(500, 100, 100, max_words=40))
+    def loud(lines): return [[w.upper() for w in line] for line in lines]
+    upper = corpus._replace(train=loud(corpus.train), validation=loud(corpus.validation), test=loud(corpus.test))
+    with pytest.raises(ValueError, match='words was'): short_fit(folder=tmp_path, text=upper)
+    assert told(short_fit(1)) != told(through)                             # another seed is another training
+
+def test_a_run_of_a_sweep(tmp_path):
+    settings = dict(encoder='lstm', embedding=20, hidden=[20], chunk_size=1, epochs=1, batch_size=5)
+    done = lm_run(dict(settings, data='small_grammar', folder=str(tmp_path), seed=3, sentences=1000))
+    same = fit_lm(lm_corpus('small_grammar', 3, 1000), seed=3, progress=False, **settings)
+    assert done['rows'][0]['validation_nats'] == same.rows[0]['validation_nats']
+    assert sorted(o.name for o in (tmp_path/'lstm, seed 3').glob('[!.]*')) == ['epoch=1.safetensors', 'state.pt']
+
+@pytest.mark.parametrize('encoder', ['on_lstm', 'lstm'])
+def test_it_learns(encoder):
+    text = as_corpus(2000, 200, 200, max_words=40)
+    rows = fit_lm(text, 'small', encoder=encoder, progress=False, **dict(tiny, batch_size=20, epochs=2, dropout_layers=0., weight_dropout=0.)).rows
+    assert rows[-1]['validation_nats'] < rows[0]['validation_nats'] < math.log(100)
+    assert all(math.isfinite(r['train_nats']) for r in rows)
