@@ -208,6 +208,7 @@ def fit_lm(
     _warn_if_no_better(run, corpus, vocabulary)
     return Fit(run.net.eval(), run.rows, mean_nats(run.net, test, s['length']))
 
+# %% ../../nbs/1_ordered_neurons/150_language_model.ipynb #export-first-model
 def first_model(
     vocabulary: Vocabulary, # of the training text
     settings: dict,         # of `lm_settings`
@@ -225,6 +226,7 @@ def _new_run(vocabulary: Vocabulary, s: dict, seed: int, device: str) -> Run:
     run.extra['begin'] = 0  # the step at which the epoch began
     return run
 
+# %% ../../nbs/1_ordered_neurons/150_language_model.ipynb #export-epochs
 def _train_epoch(run: Run, columns: Tensor, s: dict, file: Path | None, mark: dict, bar) -> None:
     "Train for the rest of an epoch."
     begin, cuts = run.extra['begin'], windows(len(columns), s['length'],

@@ -100,6 +100,7 @@ def mirror(
     return type(tree)(tree.label(), [mirror(o) if isinstance(o, type(tree)) else o
                                      for o in reversed(tree)])
 
+# %% ../../nbs/1_ordered_neurons/148_small_grammar.ipynb #export-trees
 def _trees(seed: int, max_words: int | None) -> Iterator['Tree']:
     "Endless trees of the grammar, none longer than `max_words`."
     if max_words is not None and not length_distribution(max_words).any():
@@ -174,6 +175,7 @@ def _inside(columns: Sequence[np.ndarray], t: _Tables) -> list[np.ndarray]:
         lefts.append(spans[-1][:, t.left]); rights.append(spans[-1][:, t.right])
     return spans
 
+# %% ../../nbs/1_ordered_neurons/148_small_grammar.ipynb #export-log-prob
 def length_distribution(
     max_words: int,             # the longest length wanted
     pcfg: 'PCFG | None' = None, # None for the small grammar

@@ -24,6 +24,7 @@ def checked_words(
         raise ValueError(f'{what} is a list of words, not the text {words[:30]!r}; use .split()')
     return words
 
+# %% ../../nbs/1_ordered_neurons/146_text.ipynb #export-vocabulary-class
 class Vocabulary:
     "Words and their numbers."
     def __init__(

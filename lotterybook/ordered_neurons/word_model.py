@@ -30,6 +30,7 @@ class ModelOutput(NamedTuple):
     state: tuple     # for the next window
     distances: tuple[Tensor, Tensor] | None = None # forget and input, `(layers, seq, batch)`
 
+# %% ../../nbs/1_ordered_neurons/147_word_model.ipynb #export-language-model
 class LanguageModel(nn.Module):
     "The probability of the next word. Merity et al. (2018), Shen et al. (2019), §5.1."
     def __init__(
