@@ -153,6 +153,39 @@ def test_treebank_from_its_files(trees, real_data, tmp_path, monkeypatch):
     theirs = BracketParseCorpusReader(str(tmp_path/'treebank'/'combined'), r'.*\.mrg').tagged_sents()
     assert [[re.sub('[0-9]+', 'N', w.lower()) for w, tag in o if tag in WORD_TAGS] for o in theirs] == [o.leaves() for o in trees]
 
+def test_four_kinds_of_sentence(trees, real_data):
+    "The table of page 170 on conventions: counts, and right-branching by the rule of Kim et al.'s `eval.py`"
+    import zipfile
+    from collections import Counter
+    from lotterybook.foundations.language_data import WORD_TAGS, parse_trees
+    from lotterybook.ordered_neurons.constituency import baseline_tree, corpus_f1, spans
+    with zipfile.ZipFile(real_data/'nltk_data'/'corpora'/'treebank.zip') as z:
+        texts = [z.read(o).decode() for o in sorted(z.namelist()) if o.endswith('.mrg') and '/combined/' in o]
+    def kept(node, start, found):
+        "Where a node ends that begins at a word; its span is put down after those of its parts. Chains stay."
+        if len(node) == 1 and isinstance(node[0], str): return start + (node.label() in WORD_TAGS)
+        end = start
+        for part in node: end = kept(part, end, found)
+        if end - start > 1: found.append((start, end))
+        return end
+    kinds, scores = Counter(), []
+    for tree, raw in zip(trees, (o for text in texts for o in parse_trees(text, 'treebank')), strict=True):
+        n, found = len(tree.leaves()), []
+        assert kept(raw, 0, found) == n and set(found) == spans(tree)
+        if raw.label() == '' and n > 1: found.pop() # the bracket around each sentence
+        chain = found.count((0, n)) > 1
+        kinds.update(['one' if n == 1 else 'chain' if chain else 'two' if n == 2 else 'flat' if len(found) == 1 else 'other'])
+        p, g = spans(baseline_tree(tree.leaves(), 'right')) - {(0, n)}, set(found[:-1])
+        if p and g: scores.append((n, 2*len(p & g)/(len(p) + len(g))))
+    del kinds['other']
+    assert kinds == dict(one=13, two=19, flat=6, chain=18)
+    right = [baseline_tree(o.leaves(), 'right') for o in trees]
+    for longest, theirs, ours in ((10**3, 39.4, 39.4), (10, 56.2, 55.9)):
+        some = [score for n, score in scores if n <= longest]
+        assert round(100*sum(some)/len(some), 1) == theirs
+        pairs = [(p, g) for p, g in zip(right, trees) if len(g.leaves()) <= longest]
+        assert round(100*corpus_f1(*zip(*pairs), 'kim'), 1) == ours
+
 def test_logic_and_syntax(real_data):
     from lotterybook.foundations.data import load
     logic = load('propositional_logic', folder=real_data)
