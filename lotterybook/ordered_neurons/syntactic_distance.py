@@ -112,14 +112,14 @@ def draw_boxes(
 # %% ../../nbs/1_ordered_neurons/160_syntactic_distance.ipynb #export-distance
 def forget_distance(
     f_tilde: Tensor,  # `(..., levels)` master forget gate
-) -> Tensor:          # `(...)` in [0, 1]; 0: nothing is erased
+) -> Tensor:          # `(...)` in [0, 1]; 0: nothing is erased; below 1 unless `live_top`
     ("How far up the levels are erased: (E[d] - 1) / N. "
      "Shen et al. (2019), §5.2, scaled as in the released code.")
     return 1 - f_tilde.mean(-1)
 
 def input_distance(
     i_tilde: Tensor,  # `(..., levels)` master input gate
-) -> Tensor:          # `(...)` in [0, 1]; 0: nothing is written
+) -> Tensor:          # `(...)` in [0, 1]; 0: nothing is written; below 1 unless `live_top`
     "How far up the levels are written: (E[d'] - 1) / N. Shen et al. (2019), released code."
     return i_tilde.mean(-1)
 
