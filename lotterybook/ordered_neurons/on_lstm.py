@@ -34,6 +34,7 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     "The sum of two biases, if there are any."
     return None if a is None else a + b
 
+# %% ../../nbs/1_ordered_neurons/130_on_lstm.ipynb #export-cell
 class ONLSTMCell(nn.Module):
     "One step of an ON-LSTM, as `nn.LSTMCell`. Shen et al. (2019), §4."
     def __init__(
@@ -83,6 +84,7 @@ class ONLSTMCell(nn.Module):
         "The sizes."
         return f'{self.input_size}, {self.hidden_size}, chunk_size={self.chunk_size}'
 
+# %% ../../nbs/1_ordered_neurons/130_on_lstm.ipynb #export-cell-state
 def _cell_state(cell: ONLSTMCell, x: Tensor, hx: tuple | None) -> tuple[Tensor, Tensor]:
     "h and c, zeros if there are none; raises ValueError if the shapes do not fit."
     if x.dim() not in (1, 2) or x.shape[-1] != cell.input_size:
@@ -370,6 +372,7 @@ def _scale(layer: ONLSTM) -> float:
 _NAMES = {'ih.0.weight': 'weight_ih', 'ih.0.bias': 'bias_ih',
           'hh.weight': 'weight_hh', 'hh.bias': 'bias_hh'}
 
+# %% ../../nbs/1_ordered_neurons/130_on_lstm.ipynb #export-from-reference
 def _cells_of(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     "The layers' weights, without what else a whole language model has."
     prefix = next((m[1] for key in state_dict
@@ -405,6 +408,7 @@ def _from_reference(cls: type[ONLSTM], state_dict: dict[str, Tensor], chunk_size
                     value*_scale(layer) if ours == 'weight_hh' else value)
     return layer
 
+# %% ../../nbs/1_ordered_neurons/130_on_lstm.ipynb #export-to-reference
 def _to_reference(layer: ONLSTM) -> dict[str, Tensor]:
     "The weights as the released code keeps them, copied."
     for name in ('bidirectional', 'live_top'):
