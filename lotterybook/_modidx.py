@@ -867,6 +867,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                   'lotterybook/ordered_neurons/reference.py'),
                                                        'lotterybook.ordered_neurons.reference.NaiveRun': ( '1_ordered_neurons/reference.html#naiverun',
                                                                                                            'lotterybook/ordered_neurons/reference.py'),
+                                                       'lotterybook.ordered_neurons.reference._first_states': ( '1_ordered_neurons/reference.html#_first_states',
+                                                                                                                'lotterybook/ordered_neurons/reference.py'),
                                                        'lotterybook.ordered_neurons.reference._floating': ( '1_ordered_neurons/reference.html#_floating',
                                                                                                             'lotterybook/ordered_neurons/reference.py'),
                                                        'lotterybook.ordered_neurons.reference._layer_shape': ( '1_ordered_neurons/reference.html#_layer_shape',

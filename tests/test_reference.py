@@ -2,8 +2,8 @@
 
 How they were made: by `naive_on_lstm`, the plain loop of page 126, from weights, input and state that come from a formula
 (`sines`: no random generator). Gradients are autograd's, of one scalar: everything the loop returns, each number times a sine.
-Page 126 checks the same loop by routes that share nothing with it: Python's own numbers in lists, `nn.LSTM` at the limits of the
-master gates, finite differences. To make the file anew: `python tests/test_reference.py`.
+`tests/ordered_neurons/test_released_layout.py` checks the same loop by routes that share nothing with it: numbers in lists, `nn.LSTM`
+where the master gates are open, finite differences. To make the file anew: `python tests/test_reference.py`.
 
 The file is whole: `weights`, `x`, `state` and `loss_weights` go in; `from_zero` and `from_state` come out, with `loss` and `gradients`.
 """
