@@ -200,7 +200,21 @@ def _final(parts: list, unbatched: bool, order: Tensor | None, whole: bool):
 
 # %% ../../nbs/1_ordered_neurons/130_on_lstm.ipynb #export-layers
 class _Layers(nn.Module):
-    "The weights of all layers and directions, and a run through them."
+    "The weights of all layers and directions, and a run through them; `ONLSTM` sets these:"
+    input_size: int
+    hidden_sizes: list[int]
+    num_layers: int
+    levels: list[int]
+    directions: tuple[str, ...]
+    bias: bool
+    bidirectional: bool
+    dropout: float
+    locked: bool
+    weight_dropout: float
+    weight_dropout_scaling: str
+    live_top: bool
+    engine: str
+
     def _make_weights(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         "Parameters, named as in `nn.LSTM`."
         for l, D in enumerate(self.hidden_sizes):
