@@ -1,5 +1,6 @@
 "Which weights masks cover, in layers of every kind and inside wrappers; what was left out is said."
 import copy, warnings
+from collections import OrderedDict
 import pytest, torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,7 +18,7 @@ from lotterybook.ordered_neurons.text import Vocabulary, in_columns, stream, win
 from lotterybook.ordered_neurons.word_model import LanguageModel
 from lotterybook.pruning.masked_training import keep_pruned, revived
 from lotterybook.pruning.masks import (
-    apply_masks, check_masks, mask_coverage, from_torch_prune, full_masks, kept, masks_from_state_dict,
+    apply_masks, check_masks, distance, mask_coverage, from_torch_prune, full_masks, kept, masks_from_state_dict,
     masks_from_zeros, prunable, remaining, report, to_torch_prune)
 from lotterybook.pruning.schedules import pruner
 from lotterybook.pruning.scores import magnitude
@@ -368,3 +369,151 @@ def test_remaining_counts_recurrent_weights():
     masks = full_masks(net)
     masks['weight_hh_l0'][:] = False
     assert remaining(masks) == .5
+
+# --- which weights, by pattern
+
+def conv_net():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+
+def halved_at_random(net):
+    g = torch.Generator().manual_seed(1)
+    return {k: torch.rand(m.shape, generator=g) < .5 for k, m in full_masks(net).items()}
+
+def test_patterns():
+    "Norm layers and biases are left out; patterns take weights out and in; masks begin all True."
+    net = conv_net()
+    assert prunable(net) == ['0.weight', '3.weight']
+    assert prunable(net, exclude='3.*') == ['0.weight']
+    assert prunable(net, include='1.weight') == ['0.weight', '1.weight', '3.weight']
+    assert torch.equal(full_masks(net)['3.weight'], torch.ones(2, 16).bool())
+
+@pytest.mark.parametrize('net, exclude, why', [
+    (conv_net(), 'output', "'output'"), (nn.BatchNorm1d(3), (), 'nothing to prune'),
+    (conv_net(), '*', 'nothing to prune')])
+def test_patterns_that_cannot_be_meant(net, exclude, why):
+    "A pattern that matches nothing, and nothing left to prune."
+    with pytest.raises(ValueError, match=why): prunable(net, exclude=exclude)
+
+def test_tied_and_frozen_weights_of_a_language_model():
+    "A tensor in two layers is tied and left out; it can be asked for by name."
+    words = nn.Sequential(OrderedDict(
+        embedding=nn.Embedding(10, 4), lstm=nn.LSTM(4, 4), decoder=nn.Linear(4, 10)))
+    recurrent = ['lstm.weight_ih_l0', 'lstm.weight_hh_l0']
+    assert prunable(words) == [*recurrent, 'decoder.weight']
+    assert prunable(words, exclude='lstm.*') == ['decoder.weight']
+    words.decoder.weight = words.embedding.weight
+    assert prunable(words) == recurrent
+    assert prunable(words, include='embedding.weight') == ['embedding.weight', *recurrent]
+    words.lstm.weight_hh_l0.requires_grad_(False)
+    assert prunable(words) == recurrent[:1]
+    assert (mask_coverage(words, full_masks(words)) == 'the masks cover 30.5% of 210 parameters; '
+            'left out: 64 (frozen), 42 (bias), 40 (tied)')
+
+def test_a_layer_in_two_places_is_not_tied():
+    "It has its weight once, and is pruned as usual."
+    net = nn.Module()
+    net.first = nn.Linear(3, 3)
+    net.body  = nn.Sequential(net.first, nn.ReLU())
+    assert prunable(net) == ['first.weight']
+
+def test_size_of_lenet():
+    "784*300 + 300*100 + 100*10 weights, and 410 biases."
+    net = lenet(784)
+    assert sum(m.numel() for m in full_masks(net).values()) == 266_200
+    assert sum(p.numel() for p in net.parameters()) == 266_610
+
+# --- masks that do not fit
+
+def replaced(*mask): return lambda masks: masks | {'3.weight': torch.tensor(*mask)}
+
+@pytest.mark.parametrize('change, why', [
+    (lambda masks: {}, 'no masks'),
+    (lambda masks: {'0.weight': masks['0.weight']}, "no mask for '3.weight'"),
+    (lambda masks: masks | {'7.weight': torch.ones(2).bool()}, "'7.weight' fits no parameter"),
+    (replaced([[True]*5]*2), r'shape \(2, 5\), its weight \(2, 16\)'),
+    (replaced([[1.]*16]*2), 'float32, not bool'), (replaced([[.5]*16]*2), 'holds 0.5'),
+    (lambda masks: masks | {'3.weight': [True]}, 'is a list')])
+def test_masks_that_do_not_fit(change, why):
+    "The error names the mask."
+    net   = conv_net()
+    masks = full_masks(net)
+    check_masks(masks, net, prunable(net))
+    with pytest.raises(ValueError, match=why): check_masks(change(masks), net, prunable(net))
+
+# --- counting and comparing
+
+def test_counts_and_distances_by_hand():
+    "Half of six weights; the distance to the same, to the opposite, and to one place changed."
+    hand = {'a': torch.tensor([[True, False], [False, False]]), 'b': torch.tensor([True, True])}
+    assert kept(hand) == {'a': 1, 'b': 2} and remaining(hand) == 3/6
+    assert distance(hand, hand) == 0
+    assert distance(hand, {name: ~mask for name, mask in hand.items()}) == 1
+    assert distance(hand, hand | {'b': torch.tensor([True, False])}) == 1/6
+    with pytest.raises(ValueError, match='mask for b'): distance(hand, {'a': hand['a']})
+    with pytest.raises(ValueError, match='not bool'):
+        distance(hand, {name: mask.float() for name, mask in hand.items()})
+
+@pytest.mark.parametrize('share', [.01, .02, .05, .1, .2, .3, .5, .7, .8, .9])
+def test_distance_of_unrelated_masks(share):
+    "2d(1 - d), within some three standard deviations."
+    n, g = 20_000, torch.Generator().manual_seed(2)
+    a, b = ({'w': torch.randperm(n, generator=g) < round(share*n)} for _ in range(2))
+    assert abs(distance(a, b) - 2*share*(1 - share)) < .01
+
+def test_apply_masks_is_the_equation():
+    "Weights times masks; what has no mask stays."
+    net   = conv_net()
+    masks = halved_at_random(net)
+    before = copy.deepcopy(net.state_dict())
+    apply_masks(net, masks)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]*masks[name] if name in masks else before[name])
+
+def test_report_gives_reasons():
+    "A prunable weight without a mask counts as excluded."
+    net  = conv_net()
+    mask = halved_at_random(net)['0.weight']
+    rows = report(net, {'0.weight': mask})
+    assert ([row['note'] for row in rows]
+            == ['', 'bias', 'belongs to BatchNorm2d', 'bias', 'excluded', 'bias'])
+    assert rows[0]['kept'] == int(mask.sum())
+
+# --- torch.nn.utils.prune
+
+def test_to_and_from_torch_prune():
+    "Masks survive the way there and back; a network in that form is refused elsewhere."
+    net   = conv_net()
+    masks = halved_at_random(net)
+    there = copy.deepcopy(net)
+    to_torch_prune(there, masks)
+    assert same(from_torch_prune(there), masks)
+    with pytest.raises(ValueError, match='keeps no mask'): from_torch_prune(net)
+    with pytest.raises(ValueError, match=r'from_torch_prune\(net\), then call prune.remove'):
+        full_masks(there)
+    apply_masks(net, masks)
+    for found in (masks_from_zeros(net), masks_from_state_dict(net.state_dict()),
+                  masks_from_state_dict(there.state_dict())):
+        assert same(found, masks)
+
+def test_masks_made_by_torch_prune():
+    "Made there, read here."
+    net  = conv_net()
+    both = [(net[0], 'weight'), (net[3], 'weight')]
+    torch_prune.global_unstructured(both, torch_prune.L1Unstructured, amount=30)
+    assert sum(kept(from_torch_prune(net)).values()) == 36 + 32 - 30
+
+def test_traps_of_torch_prune():
+    "What page 200 says of it: out of date, not copied, other names, until it is removed."
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.data = torch.tensor([[5., 7.]])
+    to_torch_prune(layer, {'weight': torch.tensor([[True, False]])})
+    with torch.no_grad(): layer.weight_orig.copy_(torch.tensor([[1., 1.]]))
+    assert layer.weight.tolist() == [[5, 0]]
+    layer(torch.ones(1, 2))
+    assert layer.weight.tolist() == [[1, 0]]
+    with pytest.raises(RuntimeError, match='deepcopy'): copy.deepcopy(layer)
+    assert list(layer.state_dict()) == ['weight_orig', 'weight_mask']
+    masks = from_torch_prune(layer)
+    torch_prune.remove(layer, 'weight')
+    assert list(layer.state_dict()) == ['weight'] and masks['weight'].tolist() == [[True, False]]
+    copy.deepcopy(layer)
