@@ -2,6 +2,7 @@
 import copy, io, math
 import pytest, torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from lotterybook.foundations.data import load
@@ -11,7 +12,7 @@ from lotterybook.foundations.randomness import rng
 from lotterybook.foundations.running import Run
 from lotterybook.pruning.allocation import erk, global_, per_layer
 from lotterybook.pruning.masked_training import keep_pruned, revived
-from lotterybook.pruning.masks import full_masks, kept, remaining
+from lotterybook.pruning.masks import apply_masks, full_masks, kept, remaining
 from lotterybook.pruning.schedules import all_at_once, cubic, geometric, pruner, rate_for
 from lotterybook.pruning.scores import magnitude, random_scores
 torch.set_num_threads(1)
@@ -39,7 +40,11 @@ OPTIMIZERS = dict(
     sgd=sgd, adam=lambda net: torch.optim.Adam(net.parameters(), .01, weight_decay=.1),
     fused=lambda net: FusedAdam(net.parameters(), .01, weight_decay=.1),
     amsgrad=lambda net: FusedAdam(net.parameters(), amsgrad=True),
-    adamw=lambda net: torch.optim.AdamW(net.parameters(), .01))
+    adamw=lambda net: torch.optim.AdamW(net.parameters(), .01),
+    torch_fused=lambda net: torch.optim.Adam(net.parameters(), .01, weight_decay=.1, fused=True),
+    nesterov=lambda net: torch.optim.SGD(net.parameters(), .05, momentum=.9, nesterov=True,
+                                         weight_decay=.01),
+    rmsprop=lambda net: torch.optim.RMSprop(net.parameters(), 1e-3, momentum=.9, weight_decay=.01))
 
 def hooks(net):
     return (len(_global_optimizer_pre_hooks) + len(_global_optimizer_post_hooks) +
@@ -89,6 +94,7 @@ def test_the_memory_of_optimizers(name, named):
         state = optimizer.state[net.get_parameter(k)]
         return [m.clone() for m in state.values() if m.shape == masks[k].shape]
     before = {k: memory(k) for k in masks}
+    weights = copy.deepcopy(net.state_dict())
     with keep_pruned(net, masks, optimizer if named else None):
         if named:
             for k, m in masks.items():
@@ -99,6 +105,7 @@ def test_the_memory_of_optimizers(name, named):
             assert not any(revived(net, masks).values())
         for k, m in masks.items():
             assert not any(o[~m].any() for o in memory(k)) and any(o[m].any() for o in memory(k))
+            assert (net.get_parameter(k) != weights[k])[m].any()    # the others do train
     assert hooks(net) == 0 and not optimizer._optimizer_step_post_hooks
 
 def test_memory_in_another_order():
@@ -112,6 +119,87 @@ def test_memory_in_another_order():
     with keep_pruned(net, masks, optimizer): pass
     now = optimizer.state[net.layer1.weight]['exp_avg']
     assert now is moment and now.stride() == (1, 300) and torch.equal(now, want)
+
+class Kept(nn.Module):
+    "LeNet in which pruned weights do not exist: the kept ones are parameters, in short vectors."
+    def __init__(self, net, masks):
+        super().__init__()
+        self.inner, self.masks = [net], masks              # in a list: no submodule
+        self.short = nn.ParameterList(
+            p.detach()[masks[k]] if k in masks else p.detach().clone()
+            for k, p in net.named_parameters())
+    def whole(self):
+        full = {}
+        for (k, p), short in zip(self.inner[0].named_parameters(), self.short):
+            if k not in self.masks: full[k] = short
+            else: full[k] = torch.zeros(p.shape).masked_scatter(self.masks[k], short)
+        return full
+    def forward(self, x): return functional_call(self.inner[0], self.whole(), (x,))
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_a_network_without_the_pruned_weights(name):
+    "A second route to the same numbers, with weight decay and clipping."
+    net, masks = beginning()
+    start = copy.deepcopy(net)
+    short = Kept(copy.deepcopy(net), masks)
+    steps(short, OPTIMIZERS[name](short), 5, clip=.1)
+    with keep_pruned(net, masks): steps(net, OPTIMIZERS[name](net), 5, clip=.1)
+    for k, wanted in short.whole().items():
+        assert (net.get_parameter(k) - wanted).abs().max() < 1e-4   # sums in another order
+        assert (net.get_parameter(k) != start.get_parameter(k)).any()
+
+def test_masked_weights_alone_are_not_enough_with_clipping():
+    "Set to zero after each step, but clipped by too large a norm: another network."
+    net, masks = beginning()
+    short, optimizer = Kept(copy.deepcopy(net), masks), sgd(net)
+    steps(short, sgd(short), 20, clip=.1)
+    for _ in range(20):
+        apply_masks(net, masks)
+        steps(net, optimizer, 1, clip=.1)
+    apply_masks(net, masks)
+    assert max((net.get_parameter(k) - p).abs().max() for k, p in short.whole().items()) > 1e-2
+
+@pytest.mark.parametrize('named', [True, False])
+def test_hooks_are_removed(named):
+    "At the end and after an error; outside the block pruned weights are free again."
+    net, masks = beginning()
+    optimizer  = sgd(net)
+    def count(): return hooks(net) + len(optimizer._optimizer_step_post_hooks)
+    with keep_pruned(net, masks, optimizer if named else None) as same_net:
+        assert same_net is net and count() > 0
+    assert count() == 0
+    with pytest.raises(KeyError):
+        with keep_pruned(net, masks, optimizer if named else None): raise KeyError('in the loop')
+    assert count() == 0
+    steps(net, optimizer, 1)
+    assert sum(revived(net, masks).values()) > 0
+
+def test_what_a_loop_may_do():
+    "Keep its best state and return to it, add gradients of two passes, have no optimizer at all."
+    net, masks = beginning()
+    with keep_pruned(net, masks):
+        best = copy.deepcopy(net), copy.deepcopy(net.state_dict())
+        for half in (slice(60), slice(60, None)): F.cross_entropy(net(x[half]), y[half]).backward()
+        assert not net.layer1.weight.grad[~masks['layer1.weight']].any()
+        with torch.no_grad():
+            for p in net.parameters(): p -= .1*p.grad
+        assert not any(revived(net, masks).values())
+        net.load_state_dict(best[1])
+    assert not any(revived(net, masks).values())
+
+def test_many_passes_in_one_step():
+    "LBFGS calls its closure several times: the weights are zero in each of them."
+    net   = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))
+    masks = {k: torch.rand(m.shape, generator=rng(0, k)) < .3 for k, m in full_masks(net).items()}
+    lbfgs, calls = torch.optim.LBFGS(net.parameters(), lr=.1, max_iter=5), []
+    def closure():
+        lbfgs.zero_grad()
+        loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        calls.append(sum(revived(net, masks).values()))
+        return loss
+    with keep_pruned(net, masks): lbfgs.step(closure)
+    assert len(calls) > 1 and not any(calls)
 
 def load_dense(net, masks): net.load_state_dict(lenet(64, seed=5).state_dict())
 def assign_dense(net, masks): net.load_state_dict(lenet(64, seed=5).state_dict(), assign=True)
