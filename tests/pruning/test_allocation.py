@@ -7,7 +7,6 @@ from lotterybook.foundations.networks import lenet
 from lotterybook.foundations.randomness import rng
 from lotterybook.pruning.allocation import _share_out, erk, global_, keep_top, per_layer
 from lotterybook.pruning.masks import full_masks, kept, remaining
-from lotterybook.pruning.schedules import cubic, geometric, rate_for
 from lotterybook.pruning.scores import magnitude
 
 few_or_any = st.one_of(st.integers(-2, 2).map(float), st.floats(allow_nan=False, width=32)) # few values, so many ties
@@ -33,12 +32,6 @@ def test_keep_top_takes_a_boolean_mask(alive, why):
     "Integers would be read as indices: the wrong weights, silently."
     with pytest.raises(ValueError, match=why): keep_top(torch.tensor([4., 3, 2, 1]), alive, 1)
 
-@pytest.mark.parametrize('schedule', [lambda n: geometric(.2, n), lambda n: cubic(.2, n)])
-def test_schedules_that_would_not_end(schedule):
-    "Refused before the list is made."
-    assert len(schedule(10_000)) == 10_000
-    with pytest.raises(ValueError, match='rounds=1,000,000,000 would not end'): schedule(10**9)
-
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 10**6), st.floats(.01, .99), st.sampled_from([global_, per_layer, erk]))
 def test_allocations_are_exact_and_nested(seed, rate, allocation):
@@ -54,14 +47,6 @@ def test_allocations_are_exact_and_nested(seed, rate, allocation):
     before, after = kept(masks), kept(new)
     if allocation is per_layer: assert after == {name: n - round(rate*n) for name, n in before.items()}
     else: assert sum(after.values()) == sum(before.values()) - round(rate*sum(before.values()))
-
-@settings(max_examples=200, deadline=None)
-@given(st.floats(1e-4, .9999), st.integers(1, 60))
-def test_schedules_end_where_they_should(remaining, rounds):
-    for schedule in (geometric(rate_for(remaining, rounds), rounds), cubic(remaining, rounds)):
-        left = 1.
-        for rate in schedule: left -= rate*left
-        assert len(schedule) == rounds and abs(left - remaining) < 1e-9
 
 # --- keep_top
 
