@@ -36,6 +36,7 @@ def keep_pruned(
     held.zero()
     def mask_gradient(i, p): held.zero_gradients([i])
     def mask_weights(opt, *_):          # not after a step of other weights: a backward may wait
+        "To zero, after a step that moved these weights."
         theirs = {id(p) for group in opt.param_groups for p in group['params']}
         moved  = held.versions != [p._version for p in held.weights]  # by a master copy
         if moved or theirs & {id(p) for p in held.weights}: held.zero()
