@@ -75,12 +75,13 @@ def site_cells(
     "The cells of `page` as the site shows them."
     shown, heading = [], title(page)[0]
     for cell in page_cells(page):
-        if re.match(r'nav(-|$)|install$', cell['id']): continue
+        if cell['id'] in ('nav-top', 'nav-end', 'install'): continue
         if cell['cell_type'] == 'code':
             if new := _code_cell(cell, heading): shown.append(new)
             continue
         text = _source(cell)
-        if heads := re.findall(r'^#+ +(.+)$', text, re.M): heading = heads[-1]
+        prose = re.sub(r'```.*?```', '', text, flags=re.S)
+        if heads := re.findall(r'^#+ +(.+)$', prose, re.M): heading = heads[-1]
         if 'hide-cell' in cell['metadata'].get('tags', []): text = _folded(text)
         shown.append(dict(cell, source=text, metadata={}))
     return shown
@@ -303,9 +304,8 @@ math { font-family: "Formulas", "STIX Two Math", "Cambria Math", math; font-size
 .bd-article details:not(.hide) { margin: 1em 0; }
 .bd-article summary { cursor: pointer; }
 .bd-article img { max-width: 100%; height: auto; }
-.bd-article, .bd-article code, .bd-article .sig { overflow-wrap: anywhere; }
+.bd-article, .bd-article code, .bd-article .sig { overflow-wrap: break-word; }
 .bd-article code, .bd-article code .pre { white-space: pre-wrap; }
-.bd-article td code { overflow-wrap: normal; }
 .bd-article pre { font-size: .78rem; padding: .8rem; }
 .bd-sidebar-secondary { max-width: 14rem; }
 @media (max-width: 600px) { .bd-article .headerlink { display: none; } }
