@@ -195,8 +195,9 @@ def test_figures_of_a_notebook_say_their_titles(tmp_path):
           'plt.plot([1, 2]); plt.title("Tickets win"); plt.xlabel(r"step $\\tau$");'),
           code('again', 'fig, ax = plt.subplots(); ax.set_title("Twins lose")\nfig'))
     assert run_page(tmp_path/'figure.ipynb', tmp_path/'copy.ipynb')['ok']
-    outputs = [o['data'] for c in page_cells(tmp_path/'copy.ipynb') for o in c['outputs'] if 'image/png' in o.get('data', {})]
-    assert [''.join(o['text/plain']) for o in outputs] == ['Tickets win. Horizontal: step tau.', 'Twins lose.', 'Twins lose.']
+    outputs = [o for c in page_cells(tmp_path/'copy.ipynb') for o in c['outputs'] if 'image/png' in o.get('data', {})]
+    texts = [o['metadata']['image/png']['alt'] for o in outputs]
+    assert texts == [''.join(o['data']['text/plain']) for o in outputs] == ['Tickets win. Horizontal: step tau.', 'Twins lose.', 'Twins lose.']
 
 # --- refused
 

@@ -67,9 +67,10 @@ def figure_text(
     return ' '.join(f"{start}{'; '.join(dict.fromkeys(plain(o) for o in texts if o))}."
                     for start, texts in said if any(texts))
 
-def _show_text(fig, printer, cycle):
-    "IPython asks for the text beside a picture."
-    printer.text(figure_text(fig) or repr(fig))
+def _say_titles(fig, include=None, exclude=None):
+    "What IPython keeps beside a picture: the text, and the same for nbconvert's `alt`."
+    text = figure_text(fig)
+    return ({'text/plain': text}, {'image/png': {'alt': text}}) if text else {}
 
 # %% ../../nbs/7_foundations/710_plots.ipynb #export-use-style
 _RC = {'figure.figsize': (6, 3.2), 'figure.dpi': 100, 'savefig.dpi': 100,
@@ -84,7 +85,7 @@ def use_style() -> None:
     "Make every figure of this process six inches wide, at 100 dpi, and let it say its titles."
     import matplotlib
     from matplotlib.figure import Figure
-    setattr(Figure, '_repr_pretty_', _show_text)  # IPython's hook; a formatter would be removed
+    setattr(Figure, '_repr_mimebundle_', _say_titles)  # a formatter would be removed by IPython
     matplotlib.rcParams.update(_RC, **{'axes.prop_cycle': matplotlib.cycler(color=_CYCLE)})
 
 # %% ../../nbs/7_foundations/710_plots.ipynb #export-label-end
