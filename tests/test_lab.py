@@ -4,7 +4,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
-import pytest
 from lotterybook.tools.lab import copy_pages
 from lotterybook.tools.pages import find_pages
 

@@ -183,10 +183,11 @@ def _link_terms(text, first, terms):
 # %% ../../nbs/8_tools/815_links.ipynb #export-cells
 NAV, INSTALL = 'nav-end', 'install'  # ids of the two cells
 
-_INSTALL_SOURCE = '''# Where the library is missing, as on Colab, install it
-from importlib.util import find_spec
-if not find_spec('lotterybook'):
-    %pip install -q lotterybook'''
+_INSTALL_SOURCE = '\n'.join([
+    '# Where the library is missing, as on Colab, install it',
+    'from importlib.util import find_spec',
+    "if not find_spec('lotterybook'):",
+    '    %pip install -q lotterybook'])
 
 def _install(cells):
     "`cells` with the cell that installs after the title; a page without code needs none."
