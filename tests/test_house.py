@@ -155,8 +155,9 @@ def has_lines_up_to_100(page): return longest(cells(page, 'code')) <= 100
 def has_lines_up_to_88_where_it_teaches(page): return longest(teaching(page)) <= 88
 def has_at_most_a_quarter_checks(page): return 4*sum(bool(CHECK.search(source(o))) for o in open_cells(page)) <= len(open_cells(page))
 def has_a_figure_in_the_first_third(page):
-    at = [i for i, o in enumerate(cells(page)) if any('image/png' in out.get('data', {}) for out in o.get('outputs', []))]
-    return not at or 3*at[0] <= len(cells(page))
+    own = [o for o in cells(page) if o['id'] not in ('install', 'nav-end')] # without what `lotterybook links` writes
+    at  = [i for i, o in enumerate(own) if any('image/png' in out.get('data', {}) for out in o.get('outputs', []))]
+    return not at or 3*at[0] <= len(own)
 
 # Pages that are not built so yet. The table is strict: a page that holds a rule must leave its line.
 NOT_YET = {
