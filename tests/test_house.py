@@ -85,6 +85,9 @@ def test_page_stands_where_it_says(page):
     assert exports in ([], [f"{page.parent.name.split('_', 1)[1]}.{page.stem.split('_', 1)[1]}"]), 'the module is named after the page'
     assert all(title(page))
 
+def test_every_page_has_a_number_of_its_own():
+    assert len({number(o.stem) for o in numbers}) == len(numbers)
+
 @pytest.mark.parametrize('page', pages, **by_stem)
 def test_page_is_well_formed(page):
     nbformat.validate(nbformat.read(page, 4))
