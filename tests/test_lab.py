@@ -11,6 +11,11 @@ root = Path(__file__).resolve().parent.parent
 tool = Path(sys.executable).parent/'lotterybook'
 home = ('CONFIG_DIR', 'RUNTIME_DIR', 'DATA_DIR') # of Jupyter: nothing of this machine's, and nothing left on it
 
+address = r'(http://127\.0\.0\.1:\d+)/lab/tree/index\.ipynb\?token=(\w{32,})'
+
+def listens(server):
+    with socket.socket() as o: return o.connect_ex(('127.0.0.1', int(server.rsplit(':', 1)[1]))) == 0
+
 @contextmanager
 def served(folder, *options, **environment):
     "(address, token, all that was printed so far) of `lotterybook lab` in `folder`"
@@ -20,7 +25,7 @@ def served(folder, *options, **environment):
         work = subprocess.Popen([sys.executable, tool, 'lab', *options], cwd=folder, env=given, stdout=log, stderr=subprocess.STDOUT)
     try:
         end = time.monotonic() + 90
-        while not (found := re.search(r'(http://127\.0\.0\.1:\d+)/lab/tree/index\.ipynb\?token=(\w{32,})', (folder/'log').read_text())):
+        while not ((found := re.search(address, (folder/'log').read_text())) and listens(found[1])): # the address is printed a little earlier
             assert work.poll() is None and time.monotonic() < end, (folder/'log').read_text()
             time.sleep(.1)
         yield found[1], found[2], lambda: (folder/'log').read_text()
