@@ -74,6 +74,7 @@ def linked(book, *sources, page='3_tickets/310_page.ipynb'):
     ('## A mask\n\nmask', '## A mask\n\n[mask](#mask)'),                               # headings
     ('[a mask](200.md) and ![mask](mask.png)', '[a mask](200.md) and ![mask](mask.png)'), # links and pictures
     ('<summary>mask</summary> <img alt="mask"> <!-- mask -->', '<summary>mask</summary> <img alt="mask"> <!-- mask -->'),
+    ('<details><summary>a</summary>\nmask\n\nmask\n\n</details>', '<details><summary>a</summary>\nmask\n\n[mask](#mask)\n\n</details>'),
     ('| mask | a |\n|---|---|\n| b | mask |', '| mask | a |\n|---|---|\n| b | [mask](#mask) |'), # the head of a table
     ('A run, <unk>, `<unk>`.', 'A run, <unk>, `<unk>`.'),                              # everyday words and code
     ('a [run](#run).', 'a [run](#run).'),                                              # … which an author links
@@ -173,6 +174,7 @@ def running_text(page):
         if cell['cell_type'] != 'markdown' or cell['id'] in (NAV, 'map'): continue
         text = ''.join(cell['source'])
         if i == 0: text = re.sub(r'^> .*$', '', text, flags=re.M)
+        text = re.sub(r'^</?(details|div|p|table)\b.*?(?=\n[ ]*\n|\Z)', '', text, flags=re.M | re.S)
         text = re.sub(r'^[ >]*(```+|~~~+).*?^[ >]*\1[ ]*$|<!--.*?-->|<summary>.*?</summary>|\$\$.*?\$\$', '', text, flags=re.M | re.S)
         text = re.sub(r'^#+ .*$|^.*\n(?=[ ]*\|?[ ]*:?-+:?[ ]*\|[-:| ]*$)', '', text, flags=re.M)
         text = re.sub(r'(`+).+?\1|(?<!\\)\$[^$]+\$|<[^<>]*>', '·', text, flags=re.S)

@@ -16,6 +16,7 @@ from .readme import title
 # %% ../../nbs/8_tools/815_links.ipynb #export-prose
 _SPANS = re.compile(r'''
     (?P<fence> ^[ >]*(?P<mark>```+|~~~+) .*? ^[ >]*(?P=mark)[ ]*$) |
+    (?P<block> ^[ ]{0,3}</?(?:details|summary|div|p|table|center|figure)\b.*?(?=\n[ \t]*\n|\Z)) |
     (?P<html>  <!--.*?--> | <summary>.*?</summary> | </?[a-zA-Z][^<>]*> | <[a-z]+:[^<>\s]+>) |
     (?P<math>  \$\$.*?\$\$ | (?<!\\)\$(?:[^$\n]|\n(?!\s*\n))+?(?<!\\)\$) |
     (?P<code>  (?<!`)(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)) |
@@ -152,6 +153,7 @@ def _without_links(text, first, terms):
     return ''.join(plain(match) if kind == 'link' else text[a:b]
                    for kind, a, b, match in _spans(text, first))
 
+# %% ../../nbs/8_tools/815_links.ipynb #export-link-terms
 _BOLD_WORDS = 4  # a bold text of more words is a sentence; of fewer, a heading or a term
 
 def _in_a_name(match, term):
@@ -183,10 +185,11 @@ def _link_terms(text, first, terms):
 # %% ../../nbs/8_tools/815_links.ipynb #export-cells
 NAV, INSTALL = 'nav-end', 'install'  # ids of the two cells
 
-_INSTALL_SOURCE = '''# Where the library is missing, as on Colab, install it
-from importlib.util import find_spec
-if not find_spec('lotterybook'):
-    %pip install -q lotterybook'''
+_INSTALL_SOURCE = '\n'.join([
+    '# Where the library is missing, as on Colab, install it',
+    'from importlib.util import find_spec',
+    "if not find_spec('lotterybook'):",
+    '    %pip install -q lotterybook'])
 
 def _install(cells):
     "`cells` with the cell that installs after the title; a page without code needs none."
@@ -237,6 +240,7 @@ def bring_up_to_date(
     for o in cells: o['source'] = o['source'].splitlines(keepends=True)
     return cells, unclear, dead
 
+# %% ../../nbs/8_tools/815_links.ipynb #export-links
 class Links(NamedTuple):
     "What `links` found."
     changed: list # pages that were written, or would be
@@ -251,8 +255,7 @@ def links(
     if not (folder or in_clone()):
         raise ValueError(f'links are written in a clone, and {book_folder()} is an installed book')
     folder = folder or book_folder()
-    pages = find_pages(folder=folder)
-    pages = pages[-1:] + pages[:-1]  # the front page is first here
+    pages = sorted(find_pages(folder=folder), key=lambda o: o.stem != 'index')  # it is first here
     found = Links([], [], [])
     for page in pages:
         notebook = read_json(page, 'put a good copy of the page there')
