@@ -53,6 +53,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'lotterybook/foundations/claims.py'),
                                                 'lotterybook.foundations.claims.verdict': ( '7_foundations/claims.html#verdict',
                                                                                             'lotterybook/foundations/claims.py'),
+                                                'lotterybook.foundations.claims.verdict_groups': ( '7_foundations/claims.html#verdict_groups',
+                                                                                                   'lotterybook/foundations/claims.py'),
                                                 'lotterybook.foundations.claims.verdict_table': ( '7_foundations/claims.html#verdict_table',
                                                                                                   'lotterybook/foundations/claims.py')},
             'lotterybook.foundations.data': { 'lotterybook.foundations.data.Splits': ( '7_foundations/data.html#splits',
