@@ -1,5 +1,5 @@
 "The answers of pages 920 and 930: their numbers are those of the recorded rows."
-import json
+import json, re
 from itertools import permutations
 from pathlib import Path
 from statistics import fmean
@@ -17,9 +17,10 @@ def recorded(monkeypatch):
     monkeypatch.chdir(folder)
 
 def cell(page, id):
-    "The text of one cell, with ASCII signs."
+    "The text of one cell, without the addresses of its links, with ASCII signs."
     cells = json.loads((folder/f'{page}.ipynb').read_text(encoding='utf-8'))['cells']
-    return ''.join(next(o['source'] for o in cells if o['id'] == id)).replace('−', '-')
+    text = ''.join(next(o['source'] for o in cells if o['id'] == id)).replace('−', '-')
+    return re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', text)
 
 def signed(*values): return ' to '.join(f'{o:+.1f}' for o in values)
 
