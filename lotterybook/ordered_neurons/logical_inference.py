@@ -43,8 +43,9 @@ class PairClassifier(nn.Module):
         if getattr(encoder, 'batch_first', False):
             raise ValueError('the encoder must take (seq, batch, input), so batch_first=False')
         if isinstance(encoder, TreeLSTM) != (brackets is not None):
-            raise ValueError(f'brackets={brackets!r} with a {type(encoder).__name__}: a TreeLSTM needs '
-                             "the numbers of '(' and ')', other encoders read these as words")
+            raise ValueError(f'brackets={brackets!r} with a {type(encoder).__name__}: '
+                             "a TreeLSTM needs the numbers of '(' and ')', "
+                             'other encoders read these as words')
         self.both_ways, self.brackets = getattr(encoder, 'bidirectional', False), brackets
         words = encoder.input_size if input_size is None else input_size
         D = _output_size(encoder) if output_size is None else output_size
