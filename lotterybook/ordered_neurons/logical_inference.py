@@ -120,6 +120,7 @@ def _check_pairs(**parts: Encoded) -> None:
     for name, part in parts.items():
         if not len(part.labels): raise ValueError(f'{name} has no pairs')
 
+# %% ../../nbs/1_ordered_neurons/190_logical_inference.ipynb #export-steps
 def pair_batches(
     data: Encoded,    # pairs
     batch_size: int,  # pairs a step
@@ -158,6 +159,7 @@ class _EpochEnd(Hook):
                              loss=float(run.extra.pop('total'))/len(data.labels),
                              validation_accuracy=accuracy))
 
+# %% ../../nbs/1_ordered_neurons/190_logical_inference.ipynb #export-train-classifier
 def train_classifier(
     model: PairClassifier,                 # trained in place
     train: Encoded,                        # pairs to learn from
@@ -206,6 +208,7 @@ def wilson(
     middle, half = right + z*z/2, z*sqrt(right*(n - right)/n + z*z/4)
     return max(0., (middle - half)/(n + z*z)), min(1., (middle + half)/(n + z*z))
 
+# %% ../../nbs/1_ordered_neurons/190_logical_inference.ipynb #export-accuracy
 def accuracy_by_operators(
     model: PairClassifier,    # trained
     test: dict[int, Encoded], # pairs by number of operators

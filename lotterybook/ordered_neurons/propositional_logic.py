@@ -47,6 +47,7 @@ def _is_word(token: str | None) -> bool:
     "Whether a token can be a variable: not an operator, and without brackets."
     return token is not None and token not in OPERATORS and not set('()') & set(token)
 
+# %% ../../nbs/1_ordered_neurons/186_propositional_logic.ipynb #export-operators
 def operators(
     formula: str,  # in the notation of `postfix`
 ) -> int:          # how many
@@ -74,6 +75,7 @@ def _evaluated(read: list[str], variables: Sequence[str]) -> int:
         else:                stack.append(tables[token])
     return stack.pop()
 
+# %% ../../nbs/1_ordered_neurons/186_propositional_logic.ipynb #export-truth-table
 def truth_table(
     formula: str,                           # in the notation of `postfix`
     variables: Sequence[str] | None = None, # at least the formula's; None: the formula's, sorted
@@ -131,6 +133,7 @@ def _random_formula(random: Random, words: Sequence[str], depth: int) -> str:
         formula = f"( {left} ( {random.choice(OPERATORS[1:])} {right} ) )"
     return f'( not {formula} )' if random.random() < 1/3 else formula
 
+# %% ../../nbs/1_ordered_neurons/186_propositional_logic.ipynb #export-generate-pairs
 def generate_pairs(
     n: int,                             # distinct pairs
     max_operators: int | None = None,   # most operators a side may have; None: any
@@ -162,6 +165,7 @@ def generate_pairs(
                              f'and depth={depth} hardly any more exist; ask for fewer')
     return [Pair(r, *sides) for sides, r in pairs.items()]
 
+# %% ../../nbs/1_ordered_neurons/186_propositional_logic.ipynb #export-by-operators
 def _can_be_both(formula: str) -> bool:
     "Whether a formula is true in some world and false in some."
     read = postfix(formula)
