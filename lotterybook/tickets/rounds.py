@@ -66,6 +66,8 @@ def first_run(
     return run
 
 # %% ../../nbs/3_tickets/308_rounds.ipynb #export-watch
+def _same(a: Tensor, b: Tensor) -> bool: return a.dtype == b.dtype and a.equal(b)
+
 class _Watch:
     "Pruned weights are zero, in the round's network and under the round's masks."
     def __init__(self, run: Run): self.run, self.net, self.held = run, run.net, run.held
@@ -120,8 +122,6 @@ def trained(
     return plain(outcome, 'what train(run) returns')
 
 # %% ../../nbs/3_tickets/308_rounds.ipynb #export-kept
-def _same(a: Tensor, b: Tensor) -> bool: return a.dtype == b.dtype and a.equal(b)
-
 class KeptRounds:
     "The rounds of a search in a folder."
     def __init__(self,
