@@ -226,7 +226,7 @@ def search(
     parts: Callable = classification_parts,     # of settings: make_run, train, prune; importable
     **options: object,  # of `sweep`: workers, executor, progress, retries, note
 ) -> list[dict]:        # a row per run, of `table_row`
-    "Run what is missing of a search; an interrupted one resumes when called again, to the same bits."
+    "Run what is missing of a search. Interrupted, it resumes when called again, to the same bits."
     with folder_lock(out):
         _claim(Path(out), settings)
         _check_tickets(Path(out), plan)
@@ -289,7 +289,7 @@ def _draw_measure(ax, rows: list[dict], measure: str) -> None:
 def draw_search(
     rows: list[dict],  # of `search`
     title: str = '',   # the finding, if there is one
-    measures: tuple[str, ...] | None = None, # columns, a panel each; None: early stop, or all that vary
+    measures: tuple[str, ...] | None = None, # columns, a panel each; None: those that vary
 ):                     # a matplotlib figure
     "Measures against weights remaining, by condition. Frankle & Carbin (2019), figures 3 to 5."
     import matplotlib.pyplot as plt

@@ -585,7 +585,7 @@ def test_two_searches_in_a_folder(tmp_path):
 def test_ctrl_c(ticks, rounds, tmp_path):
     "Finished rounds stay, and the traceback ends with how to go on."
     with pytest.raises(KeyboardInterrupt) as e: in_folder('stranger', tmp_path, Ticks(ticks))
-    assert e.value.__notes__ == [f'{rounds} rounds are kept in {tmp_path}; the same call goes on.']
+    assert e.value.__notes__ == [f'{rounds} rounds are kept in {tmp_path}; the same call resumes.']
     assert sorted(files(tmp_path)) == [f'ticket-round{r}.safetensors' for r in range(rounds)]
 
 def test_ctrl_c_without_a_folder():
