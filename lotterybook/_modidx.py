@@ -87,7 +87,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                   'lotterybook/foundations/fast_steps.py'),
                                                     'lotterybook.foundations.fast_steps.FusedAdam.zero_grad': ( '7_foundations/fast_steps.html#fusedadam.zero_grad',
                                                                                                                 'lotterybook/foundations/fast_steps.py'),
-                                                    'lotterybook.foundations.fast_steps._as_it_lies': ( '7_foundations/fast_steps.html#_as_it_lies',
+                                                    'lotterybook.foundations.fast_steps._as_one_row': ( '7_foundations/fast_steps.html#_as_one_row',
                                                                                                         'lotterybook/foundations/fast_steps.py'),
                                                     'lotterybook.foundations.fast_steps._check_alike': ( '7_foundations/fast_steps.html#_check_alike',
                                                                                                          'lotterybook/foundations/fast_steps.py'),
