@@ -15,7 +15,7 @@ def one_line(done):
     assert len(lines) == 1 and lines[0].startswith('lotterybook: ')
     return lines[0]
 
-@pytest.mark.parametrize('command', ['', 'run', 'find', 'fetch', 'readme'])
+@pytest.mark.parametrize('command', ['', 'run', 'find', 'fetch', 'site', 'readme', 'links', 'lab'])
 def test_help(command, tmp_path):
     done = lotterybook(*command.split(), '--help', cwd=tmp_path)
     assert done.returncode == 0 and 'exit codes' in done.stdout

@@ -19,7 +19,7 @@ arrows = {1: {7}, 2: {7}, 3: {2, 7}, 4: {2, 7}, 7: set(), **{part: set(range(10)
 
 def cells(page, kind=None): return [o for o in page_cells(page) if kind in (None, o['cell_type'])]
 def source(cell): return ''.join(cell['source'])
-def tree(cell): return ast.parse(re.sub(r'^\s*[%!].*$', 'pass', source(cell), flags=re.M)) # magics are not Python
+def tree(cell): return ast.parse(re.sub(r'^([ \t]*)[%!].*$', r'\1pass', source(cell), flags=re.M)) # magics are not Python
 def number(stem): return int(stem.split('_')[0])
 def settings():
     ini = ConfigParser(delimiters=['=']); ini.read(root/'settings.ini', encoding='utf-8')
@@ -29,7 +29,7 @@ def settings():
 
 def project(folder):
     "What git tracks of the project, or would: a copy without caches and environments"
-    ignore = shutil.ignore_patterns('.git', '.venv', 'runs', 'build', 'dist', '*.egg-info', '__pycache__', '.ipynb_checkpoints', '.pytest_cache')
+    ignore = shutil.ignore_patterns('.git', '.venv', 'runs', 'lotterybook-pages', 'build', 'dist', '*.egg-info', '__pycache__', '.ipynb_checkpoints', '.pytest_cache')
     return shutil.copytree(root, folder, ignore=ignore)
 
 @pytest.fixture(scope='module')
@@ -85,6 +85,9 @@ def test_page_stands_where_it_says(page):
     assert exports in ([], [f"{page.parent.name.split('_', 1)[1]}.{page.stem.split('_', 1)[1]}"]), 'the module is named after the page'
     assert all(title(page))
 
+def test_every_page_has_a_number_of_its_own():
+    assert len({number(o.stem) for o in numbers}) == len(numbers)
+
 @pytest.mark.parametrize('page', pages, **by_stem)
 def test_page_is_well_formed(page):
     nbformat.validate(nbformat.read(page, 4))
@@ -106,6 +109,7 @@ def test_outputs_are_worth_keeping(page):
         assert 'application/vnd.jupyter.widget-view+json' not in out.get('data', {}), f'{cell} holds a widget, which draws nothing without a kernel'
         text = ''.join(out.get('text') or out.get('data', {}).get('text/plain', ''))
         here = re.escape(str(root)) + r'\b'
+        assert 'interactive(' not in text, f'{cell} holds the text of a slider'
         for what, sign in dict(address=r'\b0x[0-9a-f]{6,}', bar=r'\d%\|', folder=rf'/(home|root|tmp|Users)/|{here}').items():
             assert not re.search(sign, text), f'{cell} printed an {what}: it changes with every run'
 
@@ -138,6 +142,55 @@ def test_slider_still_works_at_the_end_of_its_page(page):
         below = {o.get_name() for table in tables[i + 1:] for o in table.get_symbols() if o.is_assigned() or o.is_imported()}
         assert not reads & below, f'{cell["id"]}: cells below it bind {sorted(reads & below)} anew, which the slider reads'
 
+# --- how a concept page is built
+
+CHECK = re.compile(r'\b(test_\w+\(|assert\b|expect_fail)')
+
+def tags(cell): return set(cell['metadata'].get('tags', []))
+def open_cells(page):
+    "Code cells that a reader sees without unfolding anything"
+    return [o for o in cells(page, 'code') if not tags(o) & {'hide-cell', 'remove-cell'} and re.sub(r'^#\| *default_exp.*', '', source(o)).strip()]
+def longest(cells): return max((len(line) for o in cells for line in source(o).splitlines()), default=0)
+def teaching(page): return [o for o in open_cells(page) if 'hide-input' not in tags(o) and not re.search(r'^#\| *export', source(o), re.M)]
+
+def has_no_refusals(page): return not any('expect_fail' in source(o) for o in open_cells(page))
+def has_lines_up_to_100(page): return longest(cells(page, 'code')) <= 100
+def has_lines_up_to_88_where_it_teaches(page): return longest(teaching(page)) <= 88
+def has_at_most_a_quarter_checks(page): return 4*sum(bool(CHECK.search(source(o))) for o in open_cells(page)) <= len(open_cells(page))
+def has_a_figure_in_the_first_third(page):
+    own = [o for o in cells(page) if o['id'] not in ('install', 'nav-end')] # without what `lotterybook links` writes
+    at  = [i for i, o in enumerate(own) if any('image/png' in out.get('data', {}) for out in o.get('outputs', []))]
+    return not at or 3*at[0] <= len(own)
+
+# Pages that are not built so yet. The table is strict: a page that holds a rule must leave its line.
+NOT_YET = {
+    has_no_refusals:
+        '100 110 120 124 126 128 130 140 145 146 147 148 150 160 170 180 185 186 188 190 192 200 210 220 230 240 300 '
+        '320 325 360',
+    has_lines_up_to_100:
+        '010 100 110 120 124 126 128 130 140 145 146 147 148 150 160 170 180 185 186 188 190 192 200 210 220 230 240 '
+        '300 305 308 310 320 325 360',
+    has_lines_up_to_88_where_it_teaches:
+        '010 100 110 120 124 126 128 130 140 145 146 147 148 150 160 170 180 185 186 188 190 192 200 210 220 230 240 '
+        '300 305 308 310 320 325 360',
+    has_at_most_a_quarter_checks:
+        '010 100 110 120 124 126 128 130 140 145 146 147 148 150 160 170 180 185 186 188 190 192 200 210 220 230 240 '
+        '300 305 320 325 360',
+    has_a_figure_in_the_first_third:
+        '010 100 110 120 124 128 130 140 145 146 147 148 150 180 186 188 190 200 210 220 230 240 300 305 308 320',
+}
+
+concepts = [o for o in numbers if number(o.parent.name) <= 6]
+
+@pytest.mark.parametrize('page', concepts, **by_stem)
+@pytest.mark.parametrize('rule', NOT_YET, ids=lambda o: o.__name__)
+def test_concept_pages(rule, page):
+    if page.stem[:3] in NOT_YET[rule].split(): assert not rule(page), f'{page.stem} {rule.__name__.replace("_", " ")} now: take it out of NOT_YET'
+    else: assert rule(page), f'{page.stem}: not so: {rule.__name__.replace("_", " ")}'
+
+def test_no_page_is_exempt_that_is_not_there():
+    assert {o for line in NOT_YET.values() for o in line.split()} <= {o.stem[:3] for o in concepts}
+
 def test_full_runs_fit_their_pages():
     if full_runs(root/'nbs'): plan(full=True, folder=root/'nbs') # a ValueError names what does not fit
 
@@ -161,6 +214,14 @@ def test_two_commands():
     assert 'lotterybook run' in lines[0] and 'pytest' in lines[1]
 
 # --- the package
+
+def test_binder_installs_what_there_is():
+    "Binder's files name this package, extras that it has, a Python that it supports, and the pinned versions"
+    lines = (root/'.binder'/'requirements.txt').read_text(encoding='utf-8').splitlines()
+    extras = re.fullmatch(r'-e \.\[([\w,]+)\]', lines[-1])[1].split(',')
+    assert all(f'{o}_requirements' in settings() for o in extras) and 'notebooks' in extras
+    assert (root/'.binder'/next(o for o in lines if o.startswith('-c '))[3:]).resolve() == root/'tests'/'constraints.txt'
+    assert (root/'.binder'/'runtime.txt').read_text(encoding='utf-8').strip().removeprefix('python-') in settings()['pythons'].split()
 
 def test_one_version():
     assert lotterybook.__version__ == settings()['version']
@@ -202,7 +263,8 @@ def test_all_that_is_installed_is_pinned():
     lines = [o for o in lines if o and not o.startswith('#')]
     assert all(re.fullmatch(r'[\w-]+==[\w.]+', o) for o in lines), 'exact versions only, and no addresses'
     pins  = {plain(name): version for name, version in (o.split('==') for o in lines)}
-    assert requirements('requirements', 'notebooks_requirements', 'cluster_requirements', 'dev_requirements') <= set(pins)
+    assert requirements('requirements', 'notebooks_requirements', 'cluster_requirements', 'site_requirements', 'clients_requirements',
+                        'dev_requirements') <= set(pins)
     have  = brought(pins)
     assert len(have) > 30 and not have - set(pins), f'not in tests/constraints.txt: {sorted(have - set(pins))}'
 

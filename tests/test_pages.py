@@ -5,7 +5,7 @@ Pages that `lotterybook run` has just run are not run again: its report names th
 import json
 from pathlib import Path
 import pytest
-from lotterybook.tools.pages import find_pages, library_fingerprint, page_cells, plan, run, source_fingerprint
+from lotterybook.tools.pages import find_pages, library_fingerprint, page_cells, plan, run, run_page, save_outputs, source_fingerprint
 
 root  = Path(__file__).resolve().parent.parent
 pages = find_pages(folder=root/'nbs')
@@ -57,6 +57,27 @@ def test_first_table_and_picture(outcomes):
     results = outcomes[first]['out']/'results'/first
     assert (results/'quick.csv').read_text(encoding='utf-8').count('\n') > 1
     assert (results/'quick.png').read_bytes().startswith(b'\x89PNG')
+
+# --- sliders
+
+slider = """from ipywidgets import IntSlider, interact
+from IPython.display import display
+display('beside it')
+interact(lambda k: print('slider at', k), k=IntSlider(value=5));"""
+
+@pytest.mark.parametrize('last', ['print("done")', '1 / 0'])
+def test_executed_and_saved_pages_carry_no_text_of_sliders(last, tmp_path):
+    "Also a page that failed after its slider; the plain output beside the slider stays"
+    cells = [dict(cell_type='code', id=f'cell-{i}', source=o, outputs=[], execution_count=None, metadata={}) for i, o in enumerate((slider, last))]
+    page, copy = tmp_path/'100_page.ipynb', tmp_path/'runs'/'100_page.ipynb'
+    page.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+    assert run_page(page, copy)['ok'] == (last != '1 / 0')
+    assert [o.name for o in copy.parent.iterdir()] == [copy.name]
+    assert "'beside it'" in copy.read_text()
+    if last != '1 / 0': save_outputs(page, copy)
+    for file in (copy, page):
+        assert 'interactive(' not in file.read_text() and 'widget' not in ''.join(o for c in page_cells(file) for o in map(str, c.get('outputs', [])))
+        assert 'widgets' not in json.loads(file.read_text())['metadata']
 
 # --- which pages
 

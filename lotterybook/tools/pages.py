@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['book_folder', 'in_clone', 'find_pages', 'page_cells', 'parameters', 'full_runs', 'plan', 'quiet_environment',
-           'source_fingerprint', 'run_page', 'side_by_side', 'library_fingerprint', 'save_outputs', 'run']
+           'drop_widgets', 'source_fingerprint', 'run_page', 'side_by_side', 'library_fingerprint', 'save_outputs',
+           'run']
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-imports
 import ast, json, logging, os, platform, re, shutil, tempfile, threading, time
@@ -193,6 +194,31 @@ def quiet_environment(
     if results is not None: mine['LOTTERYBOOK_RESULTS'] = str(results)
     return {**os.environ, **mine}
 
+# %% ../../nbs/8_tools/800_pages.ipynb #export-drop-widgets
+_WIDGET = 'application/vnd.jupyter.widget-view+json'
+
+def drop_widgets(
+    notebook: dict # a notebook as its file has it, changed in place
+) -> bool:         # True if it had widgets
+    "Take the outputs out that draw nothing without a kernel."
+    found = notebook['metadata'].pop('widgets', None) is not None
+    for cell in notebook['cells']:
+        if cell['cell_type'] != 'code': continue
+        kept = [o for o in cell['outputs'] if _WIDGET not in o.get('data', {})]
+        found |= len(kept) < len(cell['outputs'])
+        cell['outputs'] = kept
+    return found
+
+def _finished(part, copy):
+    "Give an executed copy its name, without widgets; one that is half written stays as it is."
+    try:
+        notebook = json.loads(part.read_text(encoding='utf-8'))
+        if drop_widgets(notebook):
+            part.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + '\n',
+                            encoding='utf-8')
+    except ValueError: pass
+    finally: part.replace(copy)
+
 # %% ../../nbs/8_tools/800_pages.ipynb #export-run-page
 _colours = re.compile(r'\x1b\[[0-9;]*m')
 
@@ -235,7 +261,7 @@ def run_page(
                                   language='python', progress_bar=False,
                                   execution_timeout=cell_timeout)
             finally:
-                if part.exists(): part.replace(copy)
+                if part.exists(): _finished(part, copy)
     except PapermillExecutionError as e:
         failure = dict(cell=e.cell_index, error=f'{e.ename}: {e.evalue}', code=e.source,
                        traceback=_colours.sub('', '\n'.join(e.traceback)))
@@ -306,13 +332,11 @@ def save_outputs(
     "Put the outputs of `copy` into `page`, cleaned as `nbdev-clean` does and without widgets."
     from fastcore.nbio import nb2str
     from nbdev.clean import clean_nb
-    drawn = lambda o: 'application/vnd.jupyter.widget-view+json' not in o.get('data', {})
-    outputs = {o['id']: [out for out in o['outputs'] if drawn(out)]
-               for o in page_cells(copy) if o['cell_type'] == 'code'}
+    outputs = {o['id']: o['outputs'] for o in page_cells(copy) if o['cell_type'] == 'code'}
     notebook = read_json(page, 'put a good copy of the page there')
     for cell in notebook['cells']:
         if cell['cell_type'] == 'code': cell['outputs'] = outputs[cell['id']]
-    notebook['metadata'].pop('widgets', None)
+    drop_widgets(notebook)
     clean_nb(notebook, allowed_cell_metadata_keys=['tags'])
     write_atomically(page, nb2str(notebook))
 

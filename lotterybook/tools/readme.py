@@ -62,13 +62,14 @@ def _printed(cell):
 def render(
     index: Path # the front page, a notebook
 ) -> str:       # Markdown, its links relative to the folder above
-    "`index` as Markdown, without cells marked `#| hide`."
+    "`index` as Markdown, without code marked `#| hide` or tagged `hide-cell`."
     blocks = []
     for cell in page_cells(index):
         source = ''.join(cell['source'])
         if cell['cell_type'] == 'markdown':
             blocks.append(move_links(source.strip(), index.parent.name))
-        elif not re.search(r'^#\| *hide', source, re.M):
+        elif not ('hide-cell' in cell['metadata'].get('tags', []) or
+                  re.search(r'^#\| *hide', source, re.M)):
             blocks.append(_block(re.sub(r'^#\|.*\n?', '', source, flags=re.M), 'python'))
             if printed := _printed(cell): blocks.append(_block(printed, 'text'))
     return '\n\n'.join(blocks) + '\n'

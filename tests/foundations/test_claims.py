@@ -1,6 +1,6 @@
 "Claims: verdicts and intervals by hand, groups that no row has, rows and claims that do not fit."
 import pytest
-from lotterybook.foundations.claims import compare, decide, p_value, verdict, verdict_table
+from lotterybook.foundations.claims import compare, decide, p_value, verdict, verdict_groups, verdict_table
 from lotterybook.foundations.results import interval
 
 rows = [dict(seed=s, condition=c, round=r, stop=1. + s) for s in range(5) for c, r in (('ticket', 1), ('reinit', 2))]
@@ -109,3 +109,15 @@ def test_the_table_of_verdicts():
         '| a ticket stops earlier |  | below 0.0 % | -25.0 % |  | 3 | **undecided** |',
         '| a ticket stops earlier |  | below 0.0 % |  |  | 0 | **undecided** |',
         '| a ticket stops earlier | 38 % earlier | within ± 30.0 % | -25.0 % | -31.2 % to -18.8 % | 3 | **holds** |']
+
+def test_groups_of_verdicts():
+    "How many, the range of the means, the verdicts, and those that do not stay by Holm's rule."
+    def percent(value, claim): return f'{100*value:+.1f} %'
+    got = decide(steps, [earlier, dict(earlier, compare='difference', side='above'), dict(earlier, margin=-.25)], least=3)
+    nothing, = decide([*steps, dict(seed=9, condition='late', stop=1)], [dict(earlier, condition='late')])
+    lines = verdict_groups([dict(got[0], holm=True), got[2], nothing], lambda c: c['side'], percent).data.split('\n')
+    assert lines[2:] == ['| below (3) | -25.0 % | 1 holds, 2 undecided |']
+    pair = [dict(got[0], holm=False), dict(got[0], mean=-.5, holm=True)]
+    assert verdict_groups(pair, lambda c: 'both', percent).data.split('\n')[2] == '| both (2) | -50.0 % to -25.0 % | 2 hold (1 not by Holm) |'
+    lines = verdict_groups(got, lambda c: c['compare']).data.split('\n')
+    assert lines[2:] == ['| relative (2) | -0.250 | 1 holds, 1 undecided |', '| difference (1) | -100.000 | 1 fails |']
