@@ -325,7 +325,7 @@ def test_stopped_and_started_again(tmp_path, one):
         return make, stopping, pruning
     for stop in (1, 3, 4):
         n[0] = 0
-        with pytest.raises(RunFailed, match='Started again, the sweep goes on'):
+        with pytest.raises(RunFailed, match='Call the sweep again'):
             searched(tmp_path/'broken', one, parts=partial(parts, stop=stop))
         torch.manual_seed(stop)
     assert searched(tmp_path/'broken', one) == whole
