@@ -33,6 +33,11 @@ def test_the_map_of_chapters(book):
     assert chapters(book).count('\n- ') == 3
     assert '- [120 Beta](1_first_part/120_b.ipynb): Goes on.' in chapters(book)
 
+def test_a_sentence_over_several_lines(book):
+    toy_page(book/'2_end'/'210_d.ipynb', '# Delta\n> After this page you can end,\n> and begin anew.\n\nMore.')
+    assert title(book/'2_end'/'210_d.ipynb') == ('Delta', 'After this page you can end, and begin anew.')
+    assert '(2_end/210_d.ipynb): end, and begin anew.' in chapters(book)
+
 def test_a_page_without_a_title(book):
     toy_page(book/'bad.ipynb', 'no title')
     with pytest.raises(ValueError, match='bad.ipynb'): title(book/'bad.ipynb')

@@ -26,13 +26,15 @@ def move_links(
 # %% ../../nbs/8_tools/810_readme.ipynb #export-chapters
 def title(
     page: Path # a notebook
-) -> tuple:    # (title, the line below it)
-    "The title of `page` and its line, from the first cell."
+) -> tuple:    # (title, the sentence quoted below it)
+    "The title of `page` and its sentence, from the first cell."
     text = ''.join(page_cells(page)[0]['source'])
-    head, line = re.search(r'^# +(.+)$', text, re.M), re.search(r'^> *(.+)$', text, re.M)
+    head  = re.search(r'^# +(.+)$', text, re.M)
+    quote = re.search(r'^>.*$(?:\n>.*$)*', text, re.M)
+    line  = quote and ' '.join(re.sub('^>', '', quote[0], flags=re.M).split())
     if not (head and line):
-        raise ValueError(f'{page.name}: its first cell must read "# title" and "> one line"')
-    return head[1].strip(), line[1].strip()
+        raise ValueError(f'{page.name}: its first cell must read "# title" and "> one sentence"')
+    return head[1].strip(), line
 
 def chapters(
     folder: Path=None # default: `book_folder()`
@@ -46,6 +48,7 @@ def chapters(
             number, name = part.name.split('_', 1)
             lines += ['', f"**{number} {name.replace('_', ' ')}**", '']
         head, line = title(page)
+        line = line.removeprefix('After this page you can ')  # said once for all
         lines.append(f"- [{page.stem.split('_')[0]} {head}]"
                      f"({page.relative_to(folder).as_posix()}): {line}")
     return '\n'.join(lines).strip()
