@@ -79,3 +79,22 @@ def test_the_answer_of_page_920():
     for than in ('random distances by two points', 'those of the untrained layer 2 by two points'):
         c = trees('released', than)
         assert c['verdict'] == 'holds' and c['holm'] and f'({100*c["low"]:.1f} to {100*c["high"]:.1f})' in text
+
+# --- 940
+
+def test_the_answer_of_page_940():
+    page = '940_how_parsing_evidence_misleads'
+    rows, text = [r for r in load_rows(page, 'full') if r['convention'] == 'released'], cell(page, 'answer')
+    gains, leads = [], []
+    for language in ('grammar', 'mirrored'):
+        def scores(model): return [[r['f1'] for r in rows if (r['language'], r['model'], r['seed']) == (language, model, s)] for s in range(8)]
+        for model in ('on_lstm', 'lstm'):
+            assert all(len(o) == 8 for o in scores(model))
+            gains.append(paired_interval([max(o) for o in scores(model)], [fmean(o) for o in scores(model)]))
+        named = [r['f1'] for r in rows if (r['language'], r['model'], r['layer'], r['gate'], r['builder']) == (language, 'on_lstm', 2, 'forget', 'unbiased')]
+        blind = {m: scores(m)[0][0] for m in ('right', 'left', 'balanced')}
+        assert max(blind.values()) == blind['balanced']
+        leads.append(paired_interval(named, [blind['balanced']]*8))
+    assert all(low > 0 for _, low, _ in gains + leads) and 'none contains zero' in text
+    assert f'{100*min(gains)[0]:.0f} to {100*max(gains)[0]:.0f} points' in text
+    assert '{:.1f} points on the grammar, and by {:.1f} on the'.format(*(100*mean for mean, *_ in leads)) in text
