@@ -98,3 +98,18 @@ def test_the_answer_of_page_940():
     assert all(low > 0 for _, low, _ in gains + leads) and 'none contains zero' in text
     assert f'{100*min(gains)[0]:.0f} to {100*max(gains)[0]:.0f} points' in text
     assert '{:.1f} points on the grammar, and by {:.1f} on the'.format(*(100*mean for mean, *_ in leads)) in text
+
+# --- 900
+
+def test_the_answer_of_page_900():
+    page = '900_one_shot_vs_iterative'
+    rows, text = load_rows(page, 'full'), cell(page, 'answer')
+    decided = {c['claim']: c for c in decide(rows, load_rows(page, 'claims'))}
+    best, end = decided['a ticket of 13.5 % is more accurate than the dense network'], decided['a ticket of 1.9 %, trained to the end, loses no more than 0.2 points']
+    assert best['verdict'] == 'holds' and f'{100*best["mean"]:.2f} points better' in text
+    assert end['verdict'] == 'fails' and f'{-100*end["mean"]:.2f} points worse' in text
+    random = [decided[f'a random subnetwork of {size} % {what}'] for size in ('21.1', '7.0', '3.6') for what in ('is less accurate than the ticket', 'stops later than the ticket')]
+    assert {c['verdict'] for c in random} == {'holds'} and all(c['holm'] for c in random)
+    factors = [1 + c['mean'] for c in random if c['value'] == 'stop_step']  # means of ratios
+    assert f'{min(factors):.1f} to {max(factors):.1f} times as many steps' in text
+    assert decided['a ticket of 21.1 % stops earlier than the dense network']['verdict'] == 'undecided' and 'dense network is open' in text
