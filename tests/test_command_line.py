@@ -31,7 +31,7 @@ def test_no_command_shows_the_help(tmp_path):
 
 def test_control_rounds_that_are_none(tmp_path):
     done = lotterybook('find', '--out', 'there', '--control-rounds', 'a', cwd=tmp_path)
-    assert done.returncode == 2 and "--control-rounds: 'a' is no list of rounds" in done.stderr and '_rounds value' not in done.stderr
+    assert done.returncode == 2 and "--control-rounds: 'a' is not a list of rounds" in done.stderr and '_rounds value' not in done.stderr
     assert not list(tmp_path.iterdir())
 
 def test_help_of_find_names_its_defaults(tmp_path):

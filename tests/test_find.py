@@ -1,7 +1,10 @@
-"`lotterybook find`, as a shell sees it; that a killed search goes on to the same bits is shown on its page."
+"`lotterybook find`, as a shell sees it: wrong input, interrupted and killed searches, what is printed, damaged files."
 import os, re, resource, shutil, signal, subprocess, time
+from hashlib import sha256
 import pytest
 from lotterybook.foundations.results import read_rows
+from lotterybook.pruning.masks import remaining
+from lotterybook.tickets.ticket_files import load_ticket
 from lotterybook.tools.find import _summary, _title, find
 from test_command_line import hear_ctrl_c, lotterybook, one_line, tool
 
@@ -39,7 +42,7 @@ def test_interrupted(tmp_path):
     os.killpg(work.pid, signal.SIGINT)
     said, complained = work.communicate(timeout=60)
     assert work.returncode == 130, said + complained
-    assert 'The same command goes on' in said and 'Traceback' not in complained
+    assert 'The same command resumes' in said and 'Traceback' not in complained
     kept = len(list((tmp_path/'out'/'runs').glob('*.json')))
     assert 2 <= kept < 11 and len((tmp_path/'out'/'rows.csv').read_text().splitlines()) == 1 + kept
     again = lotterybook(*small, 'out', '--steps', '400', cwd=tmp_path)
@@ -56,7 +59,72 @@ def test_folder_removed_during_the_search(tmp_path):
     assert 'runs was removed' in complained or 'no ticket at' in complained  # whichever is seen first
     assert not (tmp_path/'out'/'rows.csv').exists()
 
-# --- what is told, and what is damaged
+# --- a whole search, again, and killed
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "The folder of a search that was left alone."
+    there = tmp_path_factory.mktemp('whole')
+    done = lotterybook(*small, 'out', cwd=there)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return there/'out'
+
+def test_the_table_belongs_to_the_tickets(whole):
+    "The dense network, and five conditions in each of two rounds."
+    rows = read_rows(whole/'rows.csv')
+    assert len(rows) == 1 + 2*5 and {r['condition'] for r in rows if r['round'] == 0} == {'ticket'}
+    for r in rows:
+        if r['condition'] != 'ticket': continue
+        ticket = load_ticket(whole/f'ticket-seed{r["seed"]}-round{r["round"]}.safetensors')
+        assert remaining(ticket.masks) == r['remaining']
+
+def test_a_finished_search_is_left_alone(whole, tmp_path, capsys):
+    "Called again, with less, or with other settings: no file changes, and other settings print nothing but an error."
+    out = shutil.copytree(whole, tmp_path/'out')
+    def files(): return {str(p.relative_to(out)): sha256(p.read_bytes()).hexdigest() for p in out.rglob('*') if p.is_file()}
+    def go(**more): return find(out, **dict(dict(rounds=2, seeds=1, steps=30, workers=1, progress=False), **more))
+    before = files()
+    assert go() == read_rows(out/'rows.csv')
+    assert capsys.readouterr().out.startswith('All 11 runs are done already; nothing to do.')
+    assert len(go(rounds=1, conditions=['ticket'])) == 2
+    assert files() == before
+    for rounds in (1, 3):  # in 3 there would be something to do
+        capsys.readouterr()
+        with pytest.raises(ValueError, match='another run: rate was 0.2, is 0.5'): go(rate=.5, rounds=rounds)
+        assert capsys.readouterr().out == '' and files() == before
+
+@pytest.mark.parametrize('short', [False, True])
+def test_a_table_without_all_runs_is_written_again(short, whole, tmp_path, capsys):
+    table = shutil.copytree(whole, tmp_path/'out')/'rows.csv'
+    kept = table.read_text()
+    if short: table.write_text(kept[:kept.index('\n', 200) + 1])
+    else: table.unlink()
+    find(tmp_path/'out', rounds=2, seeds=1, steps=30, workers=1, progress=False)
+    assert 'nothing to do' not in capsys.readouterr().out
+    assert table.read_text() == kept
+
+def test_killed_and_started_again(whole, tmp_path):
+    "By a signal that cannot be caught: the same table, picture and tickets, to the last bit."
+    parent = subprocess.Popen([tool, *small, 'out'], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def done(): return len(list((tmp_path/'out'/'runs').glob('*.json')))
+    end = time.monotonic() + 120
+    while done() < 4: assert time.monotonic() < end; time.sleep(.02)
+    parent.kill(); parent.wait()
+    assert done() < 11
+    assert lotterybook(*small, 'out', cwd=tmp_path).returncode == 0
+    for name in ['rows.csv', 'curve.png', *(f'ticket-seed0-round{r}.safetensors' for r in range(3))]:
+        assert (tmp_path/'out'/name).read_bytes() == (whole/name).read_bytes()
+
+@pytest.mark.parametrize('wrong, why', [
+    (dict(rate=1.5), 'rate=1.5 must lie between 0 and 1'), (dict(conditions=['ticket', 'luck']), "unknown condition 'luck'"),
+    (dict(steps=0), 'steps=0'), (dict(seeds=0), 'seeds=0'), (dict(seed=-1), 'seed=-1'), (dict(workers=0), 'workers=0'),
+    (dict(net='lenet5'), 'known are lenet'), (dict(data='minst'), 'known are digits'), (dict(rounds=0), 'rounds=0 must'),
+    (dict(control_rounds=[16]), 'must lie in 1 to 15'), (dict(conditions=['reinit']), 'must name ticket')])
+def test_wrong_arguments_are_refused_before_anything_is_written(wrong, why, tmp_path):
+    with pytest.raises(ValueError, match=why): find(tmp_path/'wrong', **wrong)
+    assert not (tmp_path/'wrong').exists()
+
+# --- what is printed, and what is damaged
 
 again = dict(rounds=1, seeds=1, steps=20, workers=1, conditions=['ticket', 'reinit'], progress=False)
 

@@ -32,7 +32,7 @@ def checksum(
 def snapshot(
     net: nn.Module,      # on any device
 ) -> dict[str, Tensor]:  # theta: by name, on the CPU
-    "Copies of a network's weights and buffers: training it afterwards does not touch them."
+    "Copies of a network's weights and buffers: training it afterwards does not change them."
     return {k: v.detach().to('cpu', copy=True) for k, v in unwrapped(net).state_dict().items()
             if isinstance(v, Tensor)}  # and no extra state, which may be anything
 
@@ -40,10 +40,10 @@ def snapshot(
 def training_settings(
     run: Run,                   # at its first step
     rates: Iterable[float],     # of every step; empty: the optimizer's own
-    data: Iterable[Tensor],     # that it learns from and is judged by
+    data: Iterable[Tensor],     # for training and validation
     **given: object,            # more, plain values
 ) -> dict:                      # plain values
-    "What makes a training this one."
+    "The settings of a training, with checksums of its weights, masks and data."
     groups = [{k: v for k, v in group.items() if isinstance(v, int | float | tuple)}
               for group in run.optimizer.param_groups]
     rates  = torch.tensor(list(rates), dtype=torch.float64)
@@ -58,7 +58,7 @@ def training_settings(
 def save_run(
     run: Run,          # at any step
     file: str | Path,  # its folder is made if it is missing
-    settings: dict,    # whatever makes this run another one; plain values
+    settings: dict,    # whatever would change the result; plain values
 ) -> Path:             # `file`
     "Write everything that the next step depends on."
     buffer = BytesIO()
@@ -99,18 +99,18 @@ def load_run(
 
 # %% ../../nbs/7_foundations/745_checkpoints.ipynb #export-advance-kept
 def advance_kept(
-    run: Run,                    # goes on from `file`, if that is there
+    run: Run,                    # resumes from `file`, if it exists
     objective: Objective,        # as for `advance`
     batches: Batches,            # as for `advance`
     end: int,                    # steps of the whole training
     hooks: Iterable[Hook] = (),  # as for `advance`
     step: Callable[..., None] = take_step, # as for `advance`
     *,
-    file: str | Path | None,     # where its state is kept; None: nowhere
-    settings: dict,              # whatever makes this run another one
+    file: str | Path | None,     # for its state; None: not saved
+    settings: dict,              # whatever would change the result
     every: int = 1000,           # steps between writes
 ) -> Run:                        # `run`
-    "Train until `end` steps are taken; after a kill, the same call goes on from the last write."
+    "Train until `end` steps are taken; after a kill, the same call resumes from the last write."
     hooks = list(hooks)
     checked_size(every, 'every')
     if file is None: return advance(run, objective, batches, end, hooks, step)

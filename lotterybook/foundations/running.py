@@ -20,7 +20,7 @@ from .randomness import cuda_in_use, mixed_seed
 def unwrapped(
     net: nn.Module, # perhaps inside `torch.compile`, `DataParallel` or `DistributedDataParallel`
 ) -> nn.Module:     # its names begin with neither `_orig_mod.` nor `module.`
-    "The network itself: masks and weights have the names that they have in it."
+    "The network itself: masks and weights are named as in it."
     if not isinstance(net, nn.Module):
         raise ValueError(f'a {type(net).__name__} is not a network; make one (an nn.Module), and '
                          'give it a state_dict with net.load_state_dict(state_dict)')
@@ -47,7 +47,7 @@ Objective = Callable[[Any, Any], Tensor]            # `(net, batch)`: the loss, 
 Batches   = Callable[[int, int], Iterable]          # those of the steps from start to end - 1
 
 def _check_binary(name: str, mask: object) -> None:
-    "Raise a `ValueError` unless the mask is a boolean tensor."
+    "Raises ValueError unless the mask is a boolean tensor."
     if not isinstance(mask, Tensor):
         raise ValueError(f'mask {name!r} is a {type(mask).__name__}, not a tensor')
     if mask.dtype is torch.bool: return
@@ -60,7 +60,7 @@ def check_masks(
     net: nn.Module | None = None,         # the network they should fit
     names: Collection[str] | None = None, # the weights that must have a mask, as `prunable(net)`
 ) -> None:
-    "Raise a `ValueError` that names the mask and what is wrong with it."
+    "Raises ValueError that names the mask and what is wrong with it."
     if masks is None or not unwrapped_names(masks):
         raise ValueError('no masks: make them with full_masks(net)')
     absent = [name for name in names or () if name not in masks]
@@ -91,7 +91,7 @@ class Held:
         self._look_up()
 
     def _look_up(self) -> None:
-        "The weights as the network now has them, the same as integers, and the bits to keep."
+        "The network's present weights, the same as integers, and the bits to keep."
         self.weights  = [self.net.get_parameter(name) for name in self.masks]
         self.integers = [p.detach().view(_INTEGERS[p.element_size()]) for p in self.weights]
         self.bits     = [torch.empty_like(n).copy_(mask).neg_()  # 0, or -1: all ones
@@ -109,7 +109,7 @@ class Held:
         return any(q is not p and isinstance(q, nn.Parameter) for p, q in zip(self.weights, now))
 
     def zero(self) -> None:
-        "Pruned weights to zero."
+        "Set pruned weights to zero."
         self._follow()
         for n, bits in zip(self.integers, self.bits): n.bitwise_and_(bits)
         self.versions = [p._version for p in self.weights]
@@ -117,7 +117,7 @@ class Held:
     def zero_gradients(self,
         which: Iterable[int] | None = None,  # indices of `weights`; None: all
     ) -> None:
-        "Gradients of pruned weights to zero."
+        "Set the gradients of pruned weights to zero."
         for i in range(len(self.weights)) if which is None else which:
             if self.memory[i] != self.weights[i].data_ptr(): self._look_up()
             grad, bits = self.weights[i].grad, self.bits[i]
@@ -128,9 +128,9 @@ class Held:
             grad.detach().view(bits.dtype).bitwise_and_(bits)
 
     def zero_memory(self,
-        optimizer: Optimizer,  # any of PyTorch's: it keeps its memory under the weights
+        optimizer: Optimizer,  # any of PyTorch's, with its state kept by weight
     ) -> None:
-        "What an optimizer remembers of pruned weights to zero: momentum, Adam's moments."
+        "Set the optimizer's state of pruned weights to zero: momentum, Adam's moments."
         self._follow()
         for p, bits in zip(self.weights, self.bits):
             for memory in optimizer.state.get(p, {}).values():
@@ -147,7 +147,7 @@ class Held:
     def check(self,
         trust: bool = False,  # PyTorch's count of writes is enough; it misses `.data`, fused steps
     ) -> None:
-        "Raise a `ValueError` if pruned weights are not zero."
+        "Raises ValueError if pruned weights are not zero."
         if trust and self.versions == [p._version for p in self.weights]: return
         back = ', '.join(f'{n} of {name!r}' for name, n in self.revived().items() if n)
         if back: raise ValueError(f'pruned weights are not zero: {back}; train inside '
@@ -155,11 +155,11 @@ class Held:
 
 # %% ../../nbs/7_foundations/742_running.ipynb #export-run
 class Run:
-    ("A training under way: all that its next step depends on. It has `net`, `optimizer`, `masks`, "
-     "`seed`, `step`, `rows`, `extra`; in a search `round`, too.")
+    ("A training in progress: all that its next step depends on. It has `net`, `optimizer`, "
+     "`masks`, `seed`, `step`, `rows`, `extra`; in a search `round`, too.")
     def __init__(self,
         net: nn.Module,                     # trained in place
-        optimizer: Optimizer | None = None, # of its weights; None: the loop is somebody else's
+        optimizer: Optimizer | None = None, # of its weights; None: another loop trains
         masks: Masks | None = None,         # of the weights that may be pruned; None: of none
         seed: int = 0,                      # the replicate
     ):
@@ -167,11 +167,11 @@ class Run:
             raise ValueError(f'the optimizer is {optimizer!r:.60}: make one, as '
                              'torch.optim.Adam(net.parameters())')
         self.net, self.seed = net, seed
-        self.optimizer: Any = optimizer     # whoever calls it has given one
+        self.optimizer: Any = optimizer     # given wherever it is called
         self.step, self.stopped = 0, False  # steps taken; has a hook ended it?
         self.rows: list[dict] = []          # what hooks measured, plain values
         self.extra: dict = {}               # what they remember
-        self.batch: Any = None              # of the step under way, for hooks
+        self.batch: Any = None              # of the present step, for hooks
         self.loss: Any  = None              # of the same step
         self.trusted = False                # do all hooks of the step leave weights alone?
         self.round: int = 0                 # of a search
@@ -188,19 +188,19 @@ class Run:
     def set_masks(self,
         masks: Masks,  # new ones, pruned further or regrown
     ) -> None:
-        "Take other masks: pruned weights become zero, and are forgotten by the optimizer."
+        "Take other masks: pruned weights become zero, and so does the optimizer's state of them."
         self.masks, self.held = masks, Held(self.net, masks)
         self.held.zero()
         if self.optimizer: self.held.zero_memory(self.optimizer)
 
     def forget(self) -> None:
-        "Begin with a fresh optimizer: no momentum, no moments."
+        "Clear the optimizer's state: no momentum, no moments."
         if self.optimizer: self.optimizer.state.clear()
 
     def state_dict(self,
-        copy: bool = True,  # False: the tensors themselves, to be written at once
+        copy: bool = True,  # False: the tensors themselves, to be written immediately
     ) -> dict:              # tensors and plain values
-        "Weights, all buffers, the optimizer's memory, masks, rows, and what is remembered."
+        "Weights, all buffers, the optimizer's state, masks, `rows` and `extra`."
         state = dict(step=self.step, stopped=self.stopped, rows=self.rows, extra=self.extra,
                      masks=self.masks, net=self.net.state_dict(),
                      buffers=dict(self.net.named_buffers()),
@@ -212,7 +212,7 @@ class Run:
         state: dict,        # of `state_dict`
         copy: bool = True,  # False: `state` is not used again
     ) -> None:
-        "Go back, or on, to a state."
+        "Restore a state."
         if (state['optimizer'] is None) != (self.optimizer is None):
             raise ValueError('of the state and the run, only one has an optimizer')
         state = deepcopy(state) if copy else state
@@ -228,10 +228,10 @@ class Run:
 
 # %% ../../nbs/7_foundations/742_running.ipynb #export-advance
 class Hook:
-    "Three moments of a step. A hook remembers nothing: what it must know goes into `run.extra`."
+    "Three moments of a step. A hook keeps no state of its own: that goes into `run.extra`."
     writes = True  # might it write weights? False lets a search trust PyTorch's count of writes
-    def on_gradient(self, run: Run) -> None: "The dense gradient is there: where RigL regrows."
-    def before_step(self, run: Run) -> None: "The masked gradient is there: clip it, set the rate."
+    def on_gradient(self, run: Run) -> None: "The dense gradient is computed: RigL regrows."
+    def before_step(self, run: Run) -> None: "The gradient is masked: clip it, set the rate."
     def after_step(self, run: Run) -> None: "`run.step` steps are taken: measure, or stop."
 
 def take_step(
@@ -258,7 +258,7 @@ def advance(
     hooks: Iterable[Hook] = (),     # called in this order
     step: Callable[..., None] = take_step, # `(run, objective, hooks)`; ends with `run.held.zero()`
 ) -> Run:                           # `run`
-    "Train until `end` steps are taken, or a hook stops the run. After an error, go on from a file."
+    "Train until `end` steps are taken or a hook stops the run. After an error, load a saved state."
     hooks = list(hooks)
     run.trusted = not any(hook.writes for hook in hooks)
     run.held.zero()
@@ -277,12 +277,13 @@ def seeded(
     batches: Batches,  # any
     seed: int,         # the replicate
 ) -> Batches:          # the same
-    "Make all that is drawn in a step, dropout for instance, a function of seed and step."
+    "Make all random numbers of a step, those of dropout too, a function of seed and step."
     first = mixed_seed(seed, 'step')
     def seed_step(step):
         torch.default_generator.manual_seed(first + step)
         for d in cuda_in_use(): torch.cuda.default_generators[d].manual_seed(first + step)
     def stream(start: int, end: int) -> Iterator:
+        "The batches; the generators are set before each of them."
         seed_step(start)
         for step, batch in enumerate(batches(start, end), start + 1):
             yield batch

@@ -35,7 +35,7 @@ _FORM = """find_ticket(make_run, train) wants a function that makes a run, and o
 
 """
 def refuse_old_form(
-    why: str, # it is not as it should be
+    why: str, # what is wrong, for the end of the message
 ) -> None:
     "Raise a `ValueError` that shows how a search is called."
     raise ValueError(f'{_FORM}but {why}')
@@ -49,23 +49,25 @@ def check_takes_one(
         refuse_old_form(f'{name} is a network ({type(function).__name__}), not a function')
     try: inspect.signature(function).bind(None)
     except TypeError as e: refuse_old_form(f'{name} cannot be called with one argument: {e}')
-    except ValueError: pass  # a builtin: nothing is known of its arguments
+    except ValueError: pass  # a builtin function has no signature
 
 def first_run(
     make_run: Callable[[int], Run], # of a seed
     seed: int,                      # the replicate
-    *purpose: str | int,            # of another draw for the same replicate; none: its own
+    *purpose: str | int,            # of other random numbers for the replicate; none: its own
 ) -> Run:                           # with masks, of all its prunable weights if it came without
     "The run that a search of this replicate begins with."
     check_takes_one(make_run, 'make_run')
-    own = mixed_seed(seed, *purpose) % 2**32 if purpose else seed  # 32 bits, as NumPy wants them
+    own = mixed_seed(seed, *purpose) % 2**32 if purpose else seed  # 32 bits, as NumPy requires
     with random_stream(seed, *(purpose or ('init',))): run = make_run(own)
     if not isinstance(run, Run): refuse_old_form(f'make_run gave a {type(run).__name__}')
     if not run.masks: run.set_masks(full_masks(run.net))
     run.seed = seed
     return run
 
-# %% ../../nbs/3_tickets/308_rounds.ipynb #export-trained
+# %% ../../nbs/3_tickets/308_rounds.ipynb #export-watch
+def _same(a: Tensor, b: Tensor) -> bool: return a.dtype == b.dtype and a.equal(b)
+
 class _Watch:
     "Pruned weights are zero, in the round's network and under the round's masks."
     def __init__(self, run: Run): self.run, self.net, self.held = run, run.net, run.held
@@ -81,10 +83,10 @@ class _Watch:
         held.check(trust=run.batch is not None and run.trusted)
 
 class _BeforeForward:
-    "The watch as a hook of a network; copies and files of the network have one that does nothing."
+    "The watch as a hook of a network; in copies and files of the network it does nothing."
     def __init__(self, watch: _Watch | None = None): self.watch = watch
     def __reduce__(self):
-        if self.watch and get_spawning_popen():  # there, nobody would watch
+        if self.watch and get_spawning_popen():  # in another process it would not count
             raise ValueError('train(run) sends run.net to another process; train it in this one')
         return _BeforeForward, ()
     def __call__(self, *_):
@@ -101,6 +103,7 @@ def _watched(run: Run) -> Iterator[None]:
         for handle in handles: handle.remove()
     watch()
 
+# %% ../../nbs/3_tickets/308_rounds.ipynb #export-trained
 def trained(
     run: Run,                        # trained by `train`
     train: Callable[[Run], object],  # any loop; returns plain values
@@ -119,14 +122,12 @@ def trained(
     return plain(outcome, 'what train(run) returns')
 
 # %% ../../nbs/3_tickets/308_rounds.ipynb #export-kept
-def _same(a: Tensor, b: Tensor) -> bool: return a.dtype == b.dtype and a.equal(b)
-
 class KeptRounds:
     "The rounds of a search in a folder."
     def __init__(self,
         folder: str | Path,  # made if it is missing
         name: str,           # files are `{name}-round{r}.safetensors`
-        settings: dict,      # whatever makes this search another one
+        settings: dict,      # plain values that identify the search
         run: Run,            # the first; gets the kept start, if it had taken steps
     ):
         self.folder, self.found = make_folder(folder), 0
@@ -144,7 +145,7 @@ class KeptRounds:
     def state(self,
         run: Run,  # at the beginning of a round
     ) -> Path:     # gone when the round is done
-        "Where a training in flight keeps its state, by the weights and masks it began with."
+        "Where an unfinished training keeps its state, by the weights and masks it began with."
         start = checksum([*snapshot(run.net).values(), *run.masks.values()])
         return self.folder/f'.{self.name}-round{run.round}-{start:08x}.state'
 

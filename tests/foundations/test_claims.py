@@ -1,6 +1,6 @@
-"Claims: a group that no row has."
+"Claims: verdicts and intervals by hand, groups that no row has, rows and claims that do not fit."
 import pytest
-from lotterybook.foundations.claims import decide, p_value, verdict
+from lotterybook.foundations.claims import compare, decide, p_value, verdict, verdict_groups, verdict_table
 from lotterybook.foundations.results import interval
 
 rows = [dict(seed=s, condition=c, round=r, stop=1. + s) for s in range(5) for c, r in (('ticket', 1), ('reinit', 2))]
@@ -40,3 +40,84 @@ def test_holm_counts_all_claims_of_a_family():
     alone, = decide(noisy, [one])
     among = decide(noisy, [one] + [one | dict(margin=-2.1)]*100)
     assert (alone['verdict'], alone['holm'], among[0]['verdict'], among[0]['holm']) == ('holds', True, 'holds', False)
+
+# --- verdicts
+
+@pytest.mark.parametrize('side, margin, intervals, words', [
+    ('below', 0, ((-2, -1), (-1, 1), (1, 2)), ['holds', 'undecided', 'fails']),
+    ('above', 0, ((-2, -1), (-1, 1), (1, 2)), ['fails', 'undecided', 'holds']),
+    ('within', 1, ((-.5, .5), (-.5, 1.5), (2, 3), (-3, -2), (-5, 5)), ['holds', 'undecided', 'fails', 'fails', 'undecided']),
+    ('below', 0, ((0, 0),), ['undecided'])])  # on the margin is not beyond it
+def test_verdicts(side, margin, intervals, words):
+    assert [verdict(low, high, side, margin) for low, high in intervals] == words
+
+@pytest.mark.parametrize('given, why', [((0, 1, 'over', 0), "'over'"), ((0, 1, 'within', 0), 'margin above 0'),
+                                        ((1, 0, 'below', 0), 'from a low to a high end'),
+                                        ((float('nan'), 1, 'below', 0), 'from a low to a high end')])
+def test_no_verdict(given, why):
+    with pytest.raises(ValueError, match=why): verdict(*given)
+
+# --- three seeds by hand
+
+steps = [dict(seed=s, condition=c, stop=v) for c, values in dict(ticket=(300, 310, 290), dense=(400, 400, 400)).items()
+         for s, v in enumerate(values)]
+earlier = dict(claim='a ticket stops earlier', value='stop', condition='ticket', against_condition='dense',
+               compare='relative', side='below', margin=0)
+
+def without(claim, name): return {k: v for k, v in claim.items() if k != name}
+
+def test_three_seeds_by_hand():
+    "A t interval with two degrees of freedom; with three seeds nothing is decided, unless `least` allows it."
+    assert compare(steps, earlier) == {0: -.25, 1: -.225, 2: -.275}
+    assert compare(steps[::-1], earlier) == compare(steps, earlier)  # by seed, not by place
+    got = decide(steps, [earlier, dict(earlier, compare='difference', side='above'), dict(earlier, margin=-.25)], least=3)
+    assert [o['verdict'] for o in got] == ['holds', 'fails', 'undecided']
+    half_width = 4.3027*.025/3**.5
+    assert [got[0][k] for k in ('mean', 'low', 'high')] == pytest.approx([-.25, -.25 - half_width, -.25 + half_width], abs=1e-4)
+    three, = decide(steps, [earlier])
+    assert (three['verdict'], three['low'], three['mean']) == ('undecided', None, pytest.approx(-.25))
+
+@pytest.mark.parametrize('claims', [[earlier], []])
+def test_one_seed_is_no_interval(claims):
+    with pytest.raises(ValueError, match='least=1'): decide(steps, claims, least=1)
+
+@pytest.mark.parametrize('rows, claim, why', [
+    (steps + steps[:1], earlier, 'pick one each'),
+    (steps, dict(earlier, compare='ratio'), "'ratio'"),
+    (steps, dict(earlier, value='stops'), 'speaks of stops; the columns are seed'),
+    (steps, without(earlier, 'condition'), 'names no condition'),
+    (steps, without(earlier, 'against_condition'), 'names no against_'),
+    ([dict(r, stop=None) if r['seed'] == 2 else r for r in steps], earlier, 'seed 2 is None'),
+    ([dict(r, stop=0) for r in steps], earlier, 'relative to 0')])
+def test_rows_and_claims_that_do_not_fit(rows, claim, why):
+    with pytest.raises(ValueError, match=why): compare(rows, claim)
+
+def test_no_seed_has_both():
+    got, = decide([*steps, dict(seed=9, condition='late', stop=1)], [dict(earlier, condition='late')])
+    assert (got['n'], got['verdict']) == (0, 'undecided')
+
+def test_the_table_of_verdicts():
+    def percent(value, claim): return f'{100*value:+.1f} %'
+    decided, = decide(steps, [earlier], least=3)
+    three, = decide(steps, [earlier])
+    nothing, = decide([*steps, dict(seed=9, condition='late', stop=1)], [dict(earlier, condition='late')])
+    paper = dict(decided, side='within', margin=.3, paper='38 % earlier')
+    shown = verdict_table([decided, three, nothing, paper], percent).data.split('\n')
+    assert shown[0] == '| claim | the paper | asked for | measured | 95 % interval | seeds | verdict |'
+    assert shown[2:6] == [
+        '| a ticket stops earlier |  | below 0.0 % | -25.0 % | -31.2 % to -18.8 % | 3 | **holds** |',
+        '| a ticket stops earlier |  | below 0.0 % | -25.0 % |  | 3 | **undecided** |',
+        '| a ticket stops earlier |  | below 0.0 % |  |  | 0 | **undecided** |',
+        '| a ticket stops earlier | 38 % earlier | within ± 30.0 % | -25.0 % | -31.2 % to -18.8 % | 3 | **holds** |']
+
+def test_groups_of_verdicts():
+    "How many, the range of the means, the verdicts, and those that do not stay by Holm's rule."
+    def percent(value, claim): return f'{100*value:+.1f} %'
+    got = decide(steps, [earlier, dict(earlier, compare='difference', side='above'), dict(earlier, margin=-.25)], least=3)
+    nothing, = decide([*steps, dict(seed=9, condition='late', stop=1)], [dict(earlier, condition='late')])
+    lines = verdict_groups([dict(got[0], holm=True), got[2], nothing], lambda c: c['side'], percent).data.split('\n')
+    assert lines[2:] == ['| below (3) | -25.0 % | 1 holds, 2 undecided |']
+    pair = [dict(got[0], holm=False), dict(got[0], mean=-.5, holm=True)]
+    assert verdict_groups(pair, lambda c: 'both', percent).data.split('\n')[2] == '| both (2) | -50.0 % to -25.0 % | 2 hold (1 not by Holm) |'
+    lines = verdict_groups(got, lambda c: c['compare']).data.split('\n')
+    assert lines[2:] == ['| relative (2) | -0.250 | 1 holds, 1 undecided |', '| difference (1) | -100.000 | 1 fails |']

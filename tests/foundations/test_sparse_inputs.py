@@ -1,5 +1,5 @@
 "The sparse first layer: inputs it cannot read, PyTorch's transforms and exporters, Numba's files."
-import random, resource, warnings
+import copy, random, resource, warnings
 from functools import partial
 import numba, pytest, torch
 from torch.autograd import forward_ad
@@ -8,8 +8,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 from onnx_runs import by_onnx
+from lotterybook.foundations.data import load
 from lotterybook.foundations.networks import lenet
-from lotterybook.foundations.sparse_inputs import SparseInputLinear, compiled
+from lotterybook.foundations.sparse_inputs import SparseInputLinear, _add_rows, _kernel, compiled
 torch.set_num_threads(1)
 
 def sparse(rows, columns=64, seed=0):
@@ -165,3 +166,75 @@ def test_a_full_disk_under_a_new_source(folder, full, tmp_path):
     assert compiled(function('def f(x): return 2*x'))(21) == 42
     full(resource.RLIM_INFINITY)
     assert hits(function('def f(x): return 2*x'))[0] == 0
+
+# --- the kernel and the layer, against a matrix product and nn.Linear
+
+normal = torch.Generator().manual_seed(2)
+def randn(*shape): return torch.randn(*shape, generator=normal)
+
+def added(x, m, start, kernel):
+    out = torch.full((len(x), m.shape[1]), float('nan'))  # what was there before does not matter
+    kernel(x.numpy(), m.numpy(), start.numpy(), out.numpy())
+    return out
+
+few = randn(6, 9)*(torch.rand(6, 9, generator=normal) < .3)
+
+@pytest.mark.parametrize('x, m, start', [
+    (few, randn(9, 5), torch.zeros(5)),
+    (few.t(), randn(6, 5), randn(5)),                            # a transposed view, and something to add to
+    (torch.zeros(3, 9), randn(9, 5), torch.ones(5)),             # nothing lit
+    (torch.ones(1, 1), torch.ones(1, 1), torch.zeros(1)),        # the smallest
+    *(((torch.arange(9.) < lit).float()[None], randn(9, 5), torch.zeros(5)) for lit in range(10))])  # every remainder by four
+def test_the_kernel_is_a_matrix_product(x, m, start):
+    "Compiled, and as Python reads it."
+    for kernel in (_kernel(), _add_rows): assert_close(added(x, m, start, kernel), start + x@m, atol=1e-5, rtol=0)
+
+images = load('digits').x_train[:60].flatten(1)
+dim = images*(images > .5)
+
+def two_layers():
+    torch.manual_seed(0)
+    layer, linear = SparseInputLinear(64, 30), torch.nn.Linear(64, 30)
+    layer.load_state_dict(linear.state_dict())
+    return layer, linear
+
+def test_where_the_kernel_is_taken():
+    "Not where half the pixels are lit, in float64, in three dimensions, or where the input needs a gradient."
+    layer, _ = two_layers()
+    assert layer._pays(dim)
+    assert not any(layer._pays(o) for o in (images, dim.double(), dim[None], dim.clone().requires_grad_()))
+
+@pytest.mark.parametrize('x', [images, dim, dim[:1], dim[:0]], ids=['pytorch', 'kernel', 'one', 'none'])
+def test_outputs_and_gradients_of_linear(x):
+    layer, linear = two_layers()
+    for one in (layer, linear): one(x).square().sum().backward()
+    assert_close(layer(x), linear(x), atol=1e-5, rtol=0)
+    assert_close(layer.weight.grad, linear.weight.grad, atol=1e-3, rtol=0)  # sums of 60 terms up to 30
+    assert_close(layer.bias.grad, linear.bias.grad, atol=1e-3, rtol=0)
+
+def test_a_copy_keeps_layout_and_bits():
+    "And the gradient lies as the weight does: the optimizer walks through both in one order."
+    layer, _ = two_layers()
+    layer(dim).square().sum().backward()
+    assert layer.weight.grad.stride() == layer.weight.stride()
+    assert torch.equal(copy.deepcopy(layer)(dim), layer(dim)) and torch.equal(layer(dim), layer(dim))
+
+def test_a_frozen_weight_and_no_bias():
+    layer, _ = two_layers()
+    layer.weight.requires_grad_(False)
+    layer(dim).sum().backward()
+    assert layer.weight.grad is None and layer.bias.grad is not None
+    without = SparseInputLinear(64, 30, bias=False)
+    assert_close(without(dim), dim@without.weight.t(), atol=1e-5, rtol=0)
+
+def test_a_gradient_differentiated_again():
+    "The product of a Hessian and a vector: there PyTorch does the work."
+    def hessian_vector(layer):
+        first, = torch.autograd.grad(layer(dim).square().square().sum(), layer.weight, create_graph=True)
+        return torch.autograd.grad((first*torch.ones(30, 64)).sum(), layer.weight)[0]
+    got, want = map(hessian_vector, two_layers())
+    assert (got - want).abs().max() < 1e-5*want.abs().max() and want.abs().max() > 0
+
+def test_an_input_without_zeros():
+    "A dark pixel minus the mean is no longer 0."
+    assert not two_layers()[0]._pays(dim - dim.mean())

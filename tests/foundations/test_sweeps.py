@@ -1,9 +1,10 @@
-"Sweeps: runs tried again, folders removed, names, damaged files."
-import json, os, shutil, signal, time
+"Sweeps: order, failures, retries, kills, folders removed, names, damaged files."
+import json, os, re, shutil, signal, subprocess, sys, threading, time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 import pytest
+from lotterybook.foundations.checksums import write_checked_json
 from lotterybook.foundations.sweeps import RunFailed, example_run, read_result, read_run, run_name, sweep
 
 configs = [dict(value=v) for v in range(6)]
@@ -162,8 +163,169 @@ class GivesUp(Executor):
 
 @pytest.mark.parametrize('retries', [0, 1])
 def test_an_engine_that_gives_a_run_up(retries, tmp_path):
-    "As any other failure: told, or tried again."
+    "As any other failure: reported, or tried again."
     def go(): return sweep(example_run, configs, tmp_path, executor=GivesUp(1), progress=False, retries=retries)
     if retries: assert [o['square'] for o in go()] == squares
     else:
-        with pytest.raises(RunFailed, match='run value=0 failed .CancelledError: the engine gave it up'): go()
+        with pytest.raises(RunFailed, match='run value=0 failed .CancelledError: the engine cancelled it'): go()
+
+# --- order, failures, kept results
+
+@pytest.fixture
+def threads():
+    with ThreadPoolExecutor(2) as pool: yield pool
+
+def never(config): raise AssertionError('done already')
+
+def test_results_files_and_names(tmp_path, threads):
+    "Results in the order of the configurations, a file each; nothing is done twice, a missing file is."
+    first = sweep(example_run, configs, tmp_path, executor=threads, progress=False)
+    assert [o['square'] for o in first] == squares
+    assert sorted(p.name for p in tmp_path.glob('*.json')) == [f'value={v}.json' for v in range(6)]
+    assert sweep(never, configs, tmp_path, executor=threads, progress=False) == first
+    (tmp_path/'value=2.json').unlink()
+    again = sweep(example_run, configs, tmp_path, executor=threads, progress=False)
+    assert [o['square'] for o in again] == squares
+    assert run_name(dict(seed=0, round=3, condition='ticket')) == 'seed=0,round=3,condition=ticket'
+    with pytest.raises(ValueError, match='makes no file name'): run_name(dict(file='a/b'))
+
+def test_runs_wait_for_what_they_need(tmp_path, threads):
+    order = []
+    def noted(config): order.append(config['n']); return {}
+    def one_below(config): return [dict(n=config['n'] - 1)] if config['n'] else []
+    chain = [dict(n=n) for n in (3, 2, 1, 0)]
+    sweep(noted, chain, tmp_path/'a', executor=threads, after=one_below, progress=False)
+    assert order == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match='wait for each other'):
+        sweep(noted, [dict(n=1), dict(n=2)], tmp_path/'b', executor=threads, after=lambda c: [dict(n=3 - c['n'])])
+    with pytest.raises(ValueError, match=r"\['n=9'\]"):
+        sweep(noted, [dict(n=1)], tmp_path/'b', executor=threads, after=lambda c: [dict(n=9)])
+
+def test_a_failed_run_is_named_and_the_others_kept(tmp_path):
+    def failing(config):
+        if config['value'] == 2: raise OSError('disk full')
+        return example_run(config)
+    with pytest.raises(RunFailed, match=r'run value=2 failed \(OSError: disk full\)'):
+        sweep(failing, configs, tmp_path, executor=ThreadPoolExecutor(1), progress=False)
+    assert {'value=0', 'value=1'} <= {p.stem for p in tmp_path.glob('*.json')}
+
+def test_after_a_failure_the_queue_is_cancelled(tmp_path):
+    def first_fails(config):
+        if config['value'] == 0: raise OSError('disk full')
+        return example_run(dict(config, seconds=.02))
+    with pytest.raises(RunFailed, match='value=0'):
+        sweep(first_fails, [dict(value=v) for v in range(50)], tmp_path, executor=ThreadPoolExecutor(1), progress=False)
+    assert len(list(tmp_path.glob('*.json'))) < 25
+
+def test_after_a_failure_runs_in_progress_finish(tmp_path):
+    begun = threading.Event()
+    def slow_or_failing(config):
+        if config['value'] == 0: begun.wait(10); raise OSError('disk full')
+        begun.set(); time.sleep(.2); return example_run(config)
+    with pytest.raises(RunFailed, match='1 of 2 are done'):
+        sweep(slow_or_failing, configs[:2], tmp_path, executor=ThreadPoolExecutor(2), progress=False)
+    assert [p.stem for p in tmp_path.glob('*.json')] == ['value=1']
+
+def test_an_engine_that_accepts_nothing(tmp_path):
+    class Broken(ThreadPoolExecutor):
+        def submit(self, *args): raise RuntimeError('no worker left')
+    with pytest.raises(RunFailed, match='no worker left'):
+        sweep(example_run, configs, tmp_path, executor=Broken(1), progress=False)
+
+def test_a_result_is_the_same_computed_or_read(tmp_path, threads):
+    "A tuple becomes a list, a key a string; what is no JSON is refused."
+    def tuples(config): return dict(pair=(1, 2), table={3: .1 + .2})
+    one = sweep(tuples, [dict(n=0)], tmp_path, executor=threads, progress=False)
+    assert sweep(tuples, [dict(n=0)], tmp_path, executor=threads, progress=False) == one
+    with pytest.raises(RunFailed, match='not JSON serializable'):
+        sweep(lambda config: tmp_path, [dict(n=1)], tmp_path, executor=threads, progress=False)
+
+def test_wrong_arguments_and_files(tmp_path, threads):
+    with pytest.raises(ValueError, match='have only 1 names'):
+        sweep(example_run, configs, tmp_path, executor=threads, name=lambda c: 'same')
+    with pytest.raises(ValueError, match='workers=0'): sweep(os.path.basename, [dict(n=1)], tmp_path, workers=0)
+    (tmp_path/'value=3.json').write_text('{"config": {"val')
+    with pytest.raises(ValueError, match='value=3.json is damaged'): sweep(example_run, configs, tmp_path, executor=threads)
+    write_checked_json(tmp_path/'value=3.json', dict(config=dict(value=7), result={}))
+    with pytest.raises(ValueError, match='not of'): sweep(example_run, configs, tmp_path, executor=threads)
+
+at_a_prompt = '''
+import sys
+from functools import partial
+from lotterybook.foundations.sweeps import processes, sweep
+def at_home(config): return config
+class AtHome:
+    def __call__(self, config): return config
+    def method(self, config): return config
+def refused(run, **options):
+    try: sweep(run, [dict(n=1)], sys.argv[1], **options)
+    except ValueError as error: print(str(error).split(' is defined in a notebook')[0])
+for run in (at_home, partial(at_home, n=1), AtHome(), AtHome().method, lambda config: config): refused(run)
+with processes(1) as pool: refused(at_home, executor=pool)
+'''
+
+def test_what_processes_cannot_import(tmp_path):
+    "Code of a notebook or a prompt: functions, partials, objects, methods, lambdas; in our pool or the caller's."
+    said = subprocess.run([sys.executable, '-c', at_a_prompt, str(tmp_path/'out')], capture_output=True, text=True)
+    assert said.stdout.split() == ['at_home', 'at_home', 'AtHome', 'method', '<lambda>', 'at_home'], said.stderr
+
+# --- killed
+
+script = '''
+import sys
+from lotterybook.foundations.sweeps import example_run, sweep
+if __name__ == '__main__':
+    sweep(example_run, [dict(value=v, seconds=.15) for v in range(24)], sys.argv[1], workers=2, progress=False)
+'''
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, 'waited too long'
+        time.sleep(.02)
+
+def alive(pid):
+    try: return Path(f'/proc/{pid}/stat').read_text().split(')')[1].split()[0] != 'Z'
+    except OSError: return False
+
+def finished(folder): return {p.stem: json.loads(p.read_text())['result'] for p in folder.glob('*.json')}
+
+def test_killed_and_resumed(tmp_path):
+    "A worker is killed, then Ctrl-C, then the parent is killed: every result is there, once; no worker stays."
+    (tmp_path/'script.py').write_text(script)
+    out = tmp_path/'out'
+    def start(): return subprocess.Popen([sys.executable, tmp_path/'script.py', out], stderr=subprocess.PIPE, text=True)
+    parent = start()
+    until(lambda: len(finished(out)) >= 3)
+    os.kill(next(iter(finished(out).values()))['pid'], signal.SIGKILL)  # a worker, during a run
+    _, said = parent.communicate(timeout=60)
+    assert parent.returncode and 'are done and kept' in said
+    parent, n = start(), len(finished(out))
+    until(lambda: len(finished(out)) >= n + 1)
+    parent.send_signal(signal.SIGINT)
+    _, said = parent.communicate(timeout=60)
+    assert parent.returncode and 'KeyboardInterrupt' in said
+    assert not any(alive(o['pid']) for o in finished(out).values())
+    parent, n = start(), len(finished(out))
+    until(lambda: len(finished(out)) >= n + 2)
+    workers = {o['pid'] for o in finished(out).values()}
+    parent.kill(); parent.wait()
+    until(lambda: not any(map(alive, workers)), 10)
+    half = len(finished(out))
+    assert start().wait(60) == 0
+    assert {k: o['square'] for k, o in finished(out).items()} == {f'value={v},seconds=0.15': v*v for v in range(24)}
+    assert 6 <= half < 24
+
+def test_a_folder_in_use_or_in_the_way(tmp_path, threads):
+    "Refused while another process holds it, and no longer when that process was killed."
+    hold = ('import sys; from lotterybook.foundations.files import folder_lock\n'
+            f'with folder_lock({str(tmp_path/"e")!r}): print("held", flush=True); sys.stdin.read()')
+    holder = subprocess.Popen([sys.executable, '-c', hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder.stdout.readline()
+    with pytest.raises(ValueError, match='in use by another process'): sweep(example_run, configs, tmp_path/'e', executor=threads)
+    holder.kill(); holder.wait()
+    assert len(sweep(example_run, configs, tmp_path/'e', executor=threads, progress=False)) == 6
+    (tmp_path/'a-file').write_text('')
+    for wrong in ('a-file', 'a-file/below'):
+        with pytest.raises(OSError, match=re.escape(f'{tmp_path/wrong} cannot be written to as a folder')):
+            sweep(example_run, configs, tmp_path/wrong, executor=threads)

@@ -12,6 +12,8 @@ from ticket_loops import (
 from sameness import same
 from lotterybook.foundations.checkpoints import snapshot
 from lotterybook.foundations.plots import Method
+from lotterybook.foundations.networks import lenet
+from lotterybook.foundations.randomness import rng
 from lotterybook.foundations.running import Run, advance, seeded
 from lotterybook.foundations.sweeps import RunFailed
 from lotterybook.foundations.training import evaluate
@@ -20,7 +22,7 @@ from lotterybook.pruning.masks import full_masks, kept, remaining
 from lotterybook.pruning.schedules import cubic, pruner
 from lotterybook.pruning.scores import random_scores
 from lotterybook.tickets import replicates
-from lotterybook.tickets.controls import CONDITIONS, Condition, control_run
+from lotterybook.tickets.controls import CONDITIONS, Condition, control_run, shuffled_masks
 from lotterybook.tickets.iterative import find_ticket
 from lotterybook.tickets.replicates import (
     draw_search, finished_runs, run_one, runs_before, search, search_plan, search_settings,
@@ -138,6 +140,24 @@ def test_at_once_by_any_pruning(name, pruning):
     run = control(name, (make_run, tickets), 3, prune=pruning)
     assert remaining(run.masks) == remaining(tickets[3].masks)
     assert torch.equal(run.net[1].bias, tickets[0].theta_0['1.bias'])
+
+def test_halved_together():
+    "50,200 weights ranked together and halved twice, exactly."
+    halve = pruner(.5, allocation=global_)
+    tickets = find_ticket(lambda seed: Run(lenet(64, seed=seed)), idle, halve, rounds=2, progress=False)
+    run = control('one_shot', (lambda seed: Run(lenet(64, seed=seed)), tickets), 2, prune=halve)
+    assert sum(kept(run.masks).values()) == 12_550
+
+def test_every_order_is_as_likely():
+    "Shape and kind stay; of three places each is kept a third of the time."
+    one = {'w': torch.tensor([[True, False, False]])}
+    places = []
+    for seed in range(300):
+        mask = shuffled_masks(one, rng(seed, 'try'))['w']
+        assert mask.shape == (1, 3) and mask.dtype == torch.bool and mask.sum() == 1
+        places.append(mask.flatten().tolist().index(True))
+    assert all(60 < places.count(place) < 140 for place in range(3))
+    assert one['w'].tolist() == [[True, False, False]]
 
 # --- rewinding to step k
 
@@ -305,7 +325,7 @@ def test_stopped_and_started_again(tmp_path, one):
         return make, stopping, pruning
     for stop in (1, 3, 4):
         n[0] = 0
-        with pytest.raises(RunFailed, match='Started again, the sweep goes on'):
+        with pytest.raises(RunFailed, match='Call the sweep again'):
             searched(tmp_path/'broken', one, parts=partial(parts, stop=stop))
         torch.manual_seed(stop)
     assert searched(tmp_path/'broken', one) == whole

@@ -585,7 +585,7 @@ def test_two_searches_in_a_folder(tmp_path):
 def test_ctrl_c(ticks, rounds, tmp_path):
     "Finished rounds stay, and the traceback ends with how to go on."
     with pytest.raises(KeyboardInterrupt) as e: in_folder('stranger', tmp_path, Ticks(ticks))
-    assert e.value.__notes__ == [f'{rounds} rounds are kept in {tmp_path}; the same call goes on.']
+    assert e.value.__notes__ == [f'{rounds} rounds are kept in {tmp_path}; the same call resumes.']
     assert sorted(files(tmp_path)) == [f'ticket-round{r}.safetensors' for r in range(rounds)]
 
 def test_ctrl_c_without_a_folder():
@@ -678,7 +678,7 @@ def test_another_rate_and_a_state_of_a_round(tmp_path):
     (dict(prune=.2), 'prune cannot be called with one argument: 0.2 is not a callable object'),
     (dict(rounds=True), 'rounds=True'), (dict(seed=.5), 'seed=0.5'),
     (dict(seed=-1), 'seed=-1 must be a whole number'),
-    (dict(folder='x'), 'folder needs settings: plain values that make this search another one')])
+    (dict(folder='x'), 'folder needs settings: plain values that identify this search')])
 def test_wrong_arguments(options, why, tmp_path, monkeypatch):
     "Before anything is made."
     monkeypatch.chdir(tmp_path)

@@ -1,9 +1,18 @@
 "A search in a folder: of one data set and one set of settings, and whole; sizes that cannot end are refused."
-import itertools
+import itertools, json, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
-import pytest
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest, torch
+from sameness import same
+from lotterybook.pruning.masks import remaining
+from lotterybook.tickets.controls import CONDITIONS, control_run
+from lotterybook.tickets.iterative import find_ticket
 from lotterybook.tickets.replicates import (
-    search, search_plan, search_settings, step_file, ticket_file)
+    classification_parts, draw_search, finished_runs, run_one, runs_before, search, search_plan,
+    search_settings, step_file, table_row, ticket_file)
+from lotterybook.tickets.ticket_files import load_ticket
+matplotlib.use('Agg')
 
 plan = search_plan(2, [0], ['ticket', 'random'])
 
@@ -69,3 +78,146 @@ def test_plans_that_would_not_end(rounds, seeds):
 def test_a_large_plan():
     "Below the limit it is made."
     assert len(search_plan(999, range(1000), ['ticket'])) == 10**6
+
+# --- settings
+
+def test_settings_are_plain():
+    "They are written beside the results; MNIST takes fifty times the steps of digits."
+    assert json.loads(json.dumps(settings())) == settings()
+    assert (search_settings('mnist')['steps'], search_settings()['steps']) == (50_000, 1000)
+
+@pytest.mark.parametrize('wrong, why', [
+    (dict(rate=0.), 'rate=0.0 must'), (dict(rate=1), 'rate=1 must'), (dict(rounds=0), 'rounds=0 must'),
+    (dict(steps=0), 'steps=0'), (dict(batch_size=0), 'batch_size=0'), (dict(lr=-1.), 'lr=-1.0'),
+    (dict(net='lenet5'), "unknown network 'lenet5'; known are lenet"),
+    (dict(scale={'output.weight': 9.}), 'scale of output.weight: 9.0 times'),
+    (dict(scale={'layer9.weight': .5}), 'scale names layer9.weight, which lenet does not have'),
+    (dict(data='minst'), "data set 'minst' is unknown; known are digits"),
+    (dict(data='ptb'), "'ptb' is not for classification; known are digits"),
+    (dict(device='gpu'), "'gpu' is none that PyTorch knows")])
+def test_settings_that_are_refused(wrong, why):
+    with pytest.raises(ValueError) as e: search_settings(**wrong)
+    assert why in str(e.value)
+
+# --- the plan
+
+def test_a_plan_by_hand():
+    "Whatever the order of the conditions; 380 runs of the paper's size; controls at some rounds only."
+    by_hand = [(0, 0, 'ticket'), (0, 1, 'ticket'), (0, 1, 'reinit'), (0, 2, 'ticket'), (0, 2, 'reinit')]
+    assert [tuple(o.values()) for o in search_plan(2, [0], ['reinit', 'ticket'])] == by_hand
+    assert len(search_plan(15, range(5))) == 5*(1 + 15*5) == 380
+    assert len(search_plan(20, range(5), control_rounds=(3, 7, 12, 15, 18))) == 5*(21 + 5*4)
+
+@pytest.mark.parametrize('wrong, why', [
+    (dict(conditions=['ticket', 'luck']), "unknown condition 'luck'; known are ticket"),
+    (dict(conditions=['reinit']), 'must name ticket'), (dict(control_rounds=[3]), 'must lie in 1 to 2'),
+    (dict(seeds=[-1]), 'seed=-1 must be a whole number of at least 0')])
+def test_plans_that_are_refused(wrong, why):
+    with pytest.raises(ValueError) as e: search_plan(2, **wrong)
+    assert why in str(e.value)
+
+def test_what_is_needed_comes_earlier():
+    "The last round, the control's ticket, or the dense network; the first round needs nothing."
+    whole = search_plan(3, [0, 1], CONDITIONS)
+    place = {tuple(c.values()): i for i, c in enumerate(whole)}
+    for c in whole:
+        for o in runs_before(c): assert place[tuple(o.values())] < place[tuple(c.values())], (o, c)
+    def needs(round, condition): return runs_before(dict(seed=4, round=round, condition=condition))
+    assert needs(0, 'ticket') == []
+    assert needs(3, 'ticket') == [dict(seed=4, round=2, condition='ticket')]
+    assert needs(3, 'reinit') == [dict(seed=4, round=3, condition='ticket')]
+    assert needs(3, 'one_shot') == [dict(seed=4, round=0, condition='ticket')]
+
+# --- the whole search
+
+small = settings(steps=40, rate=.5, eval_every=20)
+every = search_plan(2, range(2), CONDITIONS)
+
+@pytest.fixture
+def one():
+    "An executor of one thread."
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=[1]) as pool: yield pool
+
+def kept_tickets(folder): return {p.name: p.read_bytes() for p in folder.glob('*.safetensors')}
+
+def test_run_by_run_and_by_the_functions_of_other_pages(one, tmp_path):
+    "In the order of the plan, by find_ticket and control_run, and by search: the same in everything."
+    mine = [c for c in every if c['seed'] == 1]
+    done = {tuple(c.values()): run_one(c, small, tmp_path/'run') for c in mine}
+    make_run, train, prune = classification_parts(small)
+    tickets = find_ticket(make_run, train, prune, rounds=2, seed=1, progress=False)
+    for r, t in enumerate(tickets):
+        run = done[1, r, 'ticket']
+        assert {k: run[k] for k in t.settings['outcome']} == t.settings['outcome']
+        assert run['remaining'] == remaining(t.masks)
+        assert same(load_ticket(ticket_file(tmp_path/'run', 1, r), make_run(1).net)[:3], t[:3])
+    for name in list(CONDITIONS)[1:]:
+        outcome = train(control_run(name, tickets.__getitem__, make_run, 1, 2, prune))
+        for k in ('stop_loss', 'stop_accuracy', 'end_accuracy', 'history'):
+            assert done[1, 2, name][k] == outcome[k]
+    assert {o['remaining'] for (_, r, _), o in done.items() if r == 2} == {remaining(tickets[2].masks)}
+
+    rows = search(small, every, tmp_path/'all', executor=one, progress=False)
+    columns = ('seed', 'round', 'condition', 'remaining', 'stop_step', 'stop_accuracy',
+               'end_accuracy', 'train_accuracy', 'stop_loss')
+    assert [tuple(o) for o in rows] == [columns]*len(every)
+    assert [(o['seed'], o['round'], o['condition']) for o in rows] == [tuple(c.values()) for c in every]
+    for o in rows:
+        if o['seed'] == 1:
+            by_hand = done[1, o['round'], o['condition']]
+            assert {k: o[k] for k in columns[3:]} == {k: by_hand[k] for k in columns[3:]}
+    assert [table_row(o) for o in finished_runs(tmp_path/'all', every)] == rows
+    assert finished_runs(tmp_path/'nowhere', every) == []
+    assert finished_runs(tmp_path/'all') == finished_runs(tmp_path/'all', every)
+
+def test_killed(one, tmp_path):
+    "By a signal that cannot be caught, in the middle; called again: the same rows, tickets and files."
+    rows = search(small, every, tmp_path/'whole', executor=one, progress=False)
+    script, runs = tmp_path/'script.py', tmp_path/'killed'/'runs'
+    script.write_text(f"""
+from lotterybook.tickets.replicates import *
+if __name__ == '__main__':
+    search({small}, {every}, {str(tmp_path/'killed')!r}, workers=1, progress=False)
+""")
+    parent = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL)
+    def finished(): return len(list(runs.glob('*.json')))
+    while finished() < 9: assert parent.poll() is None and not time.sleep(.01)
+    parent.kill()
+    parent.wait()
+    assert 9 <= finished() < len(every)
+    for _ in range(500):  # its lock goes with it, its worker a moment later
+        try:
+            again = search(small, every, tmp_path/'killed', executor=one, progress=False)
+            break
+        except ValueError as e: assert 'in use' in str(e) and not time.sleep(.02)
+    assert again == rows and kept_tickets(tmp_path/'killed') == kept_tickets(tmp_path/'whole')
+    assert sorted(kept_tickets(tmp_path/'whole')) == [
+        f'ticket-seed{s}-round{r}.safetensors' for s in range(2) for r in range(3)]
+
+def test_done_is_done_and_more(one, tmp_path):
+    "Nothing is written again; a third seed adds its own runs; other settings are refused."
+    rows = search(small, every, tmp_path, executor=one, progress=False)
+    def stamps(): return {p.name: p.stat().st_mtime_ns for p in (tmp_path/'runs').glob('*.json')}
+    before = stamps()
+    assert search(small, every, tmp_path, progress=False) == rows and stamps() == before
+    more  = search_plan(2, range(3), ['ticket', 'shuffled'])
+    third = search(small, more, tmp_path, executor=one, progress=False)
+    assert [o for o in third if o['seed'] < 2] == [
+        o for o in rows if o['condition'] in ('ticket', 'shuffled')]
+    assert before.items() <= stamps().items() and len(stamps()) == len(before) + 5
+    for other in (dict(rate=.4), dict(steps=50), dict(lr=1e-3), dict(data='mnist')):
+        with pytest.raises(ValueError, match='is of another run'):
+            search(small | other, every, tmp_path, progress=False)
+
+def test_the_figure(one, tmp_path):
+    "Weights remaining fall along a log axis; each seed is there; a ticket without controls; names."
+    rows = search(small, every, tmp_path, executor=one, progress=False)
+    ax   = draw_search(rows, measures=('stop_accuracy', 'end_accuracy')).axes[0]
+    assert ax.get_xscale() == 'log' and ax.xaxis_inverted()
+    ticket = [100*o['stop_accuracy'] for o in rows if (o['seed'], o['condition']) == (0, 'ticket')]
+    assert any(len(line.get_ydata()) == 3 and max(abs(line.get_ydata() - ticket)) < 1e-9
+               for line in ax.lines)
+    draw_search([o for o in rows if o['condition'] == 'ticket'])
+    with pytest.raises(ValueError, match="unknown measure 'speed'"): draw_search(rows, measures=('speed',))
+    plt.close('all')

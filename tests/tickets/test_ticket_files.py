@@ -1,5 +1,5 @@
 "Tickets in files: exact to the bit, whole, and refused by name where something is wrong."
-import math, os, pickle, warnings
+import json, math, os, pickle, struct, warnings
 from functools import partial
 import pytest, torch
 from safetensors import safe_open
@@ -60,6 +60,34 @@ def test_the_same_file(ticket, file):
     for other in [ticket, back, columns]*3:  # an order left to chance would show
         assert save_ticket(other, file.with_name('again')).read_bytes() == file.read_bytes()
 
+def test_there_and_back(ticket, tmp_path):
+    "In a folder that is made; running statistics and counters travel, and the network computes the same."
+    file = save_ticket(ticket, tmp_path/'new'/'folder'/'ticket.safetensors')
+    back, x = load_ticket(file, make()), torch.randn(5, 64)
+    assert same(back[:3], ticket[:3]) and back.settings == ticket.settings
+    assert {'norm1.num_batches_tracked', 'norm1.running_mean'} <= back.theta_0.keys()
+    ours, theirs = (rewind(make(), t.theta_0, t.masks).eval()(x) for t in (ticket, back))
+    assert ours.equal(theirs)
+
+def test_the_layout(tmp_path):
+    "Read by hand, with no library: a length, a header in JSON, numbers."
+    theta, masks = dict(weight=torch.tensor([[.5, -.25]]), bias=torch.zeros(1)), dict(weight=torch.tensor([[True, False]]))
+    raw = save_ticket(Ticket(theta, masks, {k: v.clone() for k, v in theta.items()}), tmp_path/'tiny').read_bytes()
+    length, = struct.unpack('<Q', raw[:8])
+    header, data = json.loads(raw[8:8 + length]), raw[8 + length:]
+    def numbers(name, kind):
+        start, end = header[name]['data_offsets']
+        return struct.unpack(f'<{(end - start)//struct.calcsize(kind)}{kind}', data[start:end])
+    assert numbers('init.weight', 'f') == (.5, -.25) and numbers('mask.weight', '?') == (True, False)
+    names = {'init.weight', 'init.bias', 'mask.weight', 'final.weight', 'final.bias'}
+    assert set(load_file(tmp_path/'tiny')) == names == set(header) - {'__metadata__'}
+
+def test_the_size(tmp_path):
+    "Four bytes a weight, twice, and one for the mask; the header is the rest."
+    net = lenet()
+    file = save_ticket(Ticket(snapshot(net), full_masks(net), snapshot(net)), tmp_path/'mnist')
+    assert 0 < file.stat().st_size - 2*4*266_610 - 266_200 < 2000
+
 def test_memory_of_its_own(ticket, file):
     "A ticket that was read stays as it is when its file is overwritten or cut."
     back = load_ticket(file)
@@ -91,7 +119,7 @@ m = masks['layer1.weight']
     (dict(mask__layer1__weight=(2*m.to(torch.uint8)).view(torch.bool)), 'mask.layer1.weight is true or false, and holds a byte that is neither'),
     (dict(final__norm1__running_var=None), 'final.norm1.running_var is missing'),
     (dict(final__output__bias=torch.zeros(3)), 'final.output.bias has shape (3,)'),
-    ({f'mask__{k}': None for k in masks}, 'is no ticket')])
+    ({f'mask__{k}': None for k in masks}, 'is not a ticket')])
 def test_inconsistent(changes, why, file): refused(damaged(file, **changes), why)
 
 @pytest.mark.parametrize('gone, why', [
@@ -158,6 +186,17 @@ def test_what_is_not_plain(ticket, tmp_path):
     assert not (tmp_path/'x').exists()
 
 # --- PyTorch's own pruning
+
+def test_given_to_pytorch(ticket):
+    "The plain weight is not stale, the function is the same, and it comes back to the bit."
+    x, net = torch.randn(5, 64), ticket_to_torch(ticket, make())
+    assert prune.is_pruned(net) and 'layer1.weight_orig' in dict(net.named_parameters())
+    assert net.layer1.weight.equal(ticket.theta_0['layer1.weight']*masks['layer1.weight'])
+    assert net.eval()(x).equal(rewind(make(), ticket.theta_0, masks).eval()(x))
+    there = ticket_from_torch(net)
+    assert same(there.theta_0, ticket.theta_0) and same(there.masks, ticket.masks)
+    trained = ticket_to_torch(ticket, make(), trained=True)
+    assert trained.layer2.weight.equal(ticket.theta_T['layer2.weight']*masks['layer2.weight'])
 
 def test_pruned_by_pytorch(tmp_path):
     "Its masks and weights make a ticket that fits a plain network and computes the same."

@@ -1,0 +1,32 @@
+"Each line of the front page's table is a committed claim, with the numbers and the verdict that its page computed."
+import json, re
+from pathlib import Path
+import pytest
+
+nbs = Path(__file__).resolve().parents[2]/'nbs'
+
+def cells_of(line): return [cell.strip() for cell in line.strip().strip('|').split('|')]
+
+def tables(text):
+    "The tables of a text in Markdown, each as dictionaries by column."
+    for block in re.findall(r'(?:^\|.*\n?)+', text, re.M):
+        head, _, *lines = block.splitlines()
+        yield [dict(zip(cells_of(head), cells_of(line))) for line in lines]
+
+def computed(page):
+    "The verdict tables among a page's outputs: claim -> line."
+    outputs = [o for cell in json.loads(page.read_text(encoding='utf-8'))['cells'] for o in cell.get('outputs', [])]
+    texts = [''.join(o.get('data', {}).get('text/markdown', '')) for o in outputs]
+    return {line['claim']: line for text in texts for table in tables(text) for line in table if 'asked for' in line}
+
+front = next(table for table in tables((nbs.parent/'README.md').read_text(encoding='utf-8')) if 'verdict' in table[0])
+
+def test_the_table_is_there(): assert len(front) > 10
+
+@pytest.mark.parametrize('line', front, ids=lambda o: o['claim'])
+def test_line_is_what_its_page_computed(line):
+    page = nbs.parent/re.search(r'\]\(([^)]+)\)', line['page'])[1]
+    found = computed(page)[line['claim']]
+    low, high = found['95 % interval'].split(' to ')
+    assert line['measured (95 % interval)'] == f"{found['measured']} ({low} to {high})"
+    assert line['verdict'].split(';')[0] == found['verdict'].strip('*')
