@@ -31,7 +31,7 @@ def check_content(
     path: str | Path,  # where it was read, for the message
     remedy: str,       # what to do if it is damaged, for the message
 ) -> None:
-    "Raise a ValueError if a file was changed since it was written; warn if it cannot be told."
+    "Raise a ValueError if a file was changed since it was written; warn if there is no checksum."
     found = _PLACE.search(content)
     if not found:  # one text a folder, so that Python shows it once
         warnings.warn(f'a file in {Path(path).parent} has no checksum: it was written by an older '
@@ -73,13 +73,13 @@ def tensor_file(
     content = save(tensors, texts)
     size    = int.from_bytes(content[:8], 'little')
     header  = json.loads(content[8:8 + size])
-    header['__metadata__'] = dict(sorted(texts.items()))  # its order is left to chance
+    header['__metadata__'] = dict(sorted(texts.items()))  # safetensors orders it at random
     text    = json.dumps(header, separators=(',', ':')).encode()
     text   += b' '*(-len(text) % 8)                       # numbers begin at a multiple of eight
     return with_checksum(len(text).to_bytes(8, 'little') + text + content[8 + size:])
 
 def _note(text: str) -> object:
-    "What a note says; other programs write plain text."
+    "The value of a note; other programs write plain text."
     try: return json.loads(text)
     except (ValueError, RecursionError): return text
 
@@ -92,7 +92,7 @@ def read_tensor_file(
     from safetensors.torch import load
     content = Path(path).read_bytes()
     try:
-        tensors = dict(sorted(load(content).items()))  # they come in any order
+        tensors = dict(sorted(load(content).items()))  # they are read in any order
         texts   = json.loads(content[8:8 + int.from_bytes(content[:8], 'little')])
         texts   = texts.get('__metadata__', {})
     except (SafetensorError, ValueError, RecursionError) as e:

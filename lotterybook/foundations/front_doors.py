@@ -20,7 +20,7 @@ def _comments(source: str) -> dict[int, str]:
             for o in generate_tokens(StringIO(source).readline) if o.type == COMMENT}
 
 def _of_header(node, notes: dict[int, str]) -> dict[str, str]:
-    "What the comments of a function's header say: by parameter, and under 'return'."
+    "The comments of a function's header: by parameter, and under 'return'."
     a = node.args
     names: dict[int, list[str]] = {}
     for o in (*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg):

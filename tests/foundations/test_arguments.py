@@ -1,11 +1,58 @@
-"Plain values, and settings compared both ways."
+"Sizes, fractions and names; plain values, and settings compared both ways."
 import math
 from pathlib import Path
 import numpy as np
 import pytest, torch
-from lotterybook.foundations.arguments import check_settings, plain
+from hypothesis import given, settings, strategies as st
+from lotterybook.foundations.arguments import (check_settings, checked_fraction, checked_name, checked_size,
+                                               plain)
 
 def same(a, b): return type(a) is type(b) and repr(a) == repr(b)
+
+# --- sizes, fractions, names
+
+def refused(check, value, *arguments, why):
+    "A ValueError that shows the value and says what is accepted."
+    with pytest.raises(ValueError) as e: check(value, *arguments)
+    assert why in str(e.value)
+
+def test_sizes():
+    "Whole numbers, NumPy's too, which become Python's."
+    assert same(checked_size(3, 'chunk_size'), 3) and same(checked_size(np.int64(3), 'chunk_size'), 3)
+    assert checked_size(0, 'rounds', least=0) == 0
+    refused(checked_size, 0, 'chunk_size', why='chunk_size=0 must be a whole number of at least 1')
+
+@pytest.mark.parametrize('wrong', [-1, 2.5, 3., '3', True, None, math.nan, [3]])
+def test_wrong_sizes(wrong): refused(checked_size, wrong, 'n', why=f'n={wrong!r} must be')
+
+def test_fractions():
+    assert checked_fraction(.2, 'rate') == .2 and checked_fraction(np.float32(.5), 'rate') == .5
+    assert same(checked_fraction(0, 'dropout', zero=True), 0.)
+    refused(checked_fraction, 0, 'rate', why='rate=0 must lie between 0 and 1')
+
+@pytest.mark.parametrize('zero', [False, True])
+@pytest.mark.parametrize('wrong', [1, -.1, 1.2, math.nan, math.inf, '0.2', None, True, [.2], False])
+def test_wrong_fractions(wrong, zero): refused(checked_fraction, wrong, 'p', zero, why=f'p={wrong!r} must')
+
+def test_names():
+    "From a tuple, a table's keys, an iterator that is read once."
+    assert checked_name('unbiased', ('released', 'unbiased'), 'builder') == 'unbiased'
+    assert checked_name('a', dict(a=1), 'net') == checked_name('a', iter('ab'), 'net') == 'a'
+    refused(checked_name, 'right', ('released', 'unbiased'), 'builder',
+            why="unknown builder 'right'; known are released, unbiased")
+
+@pytest.mark.parametrize('wrong', [None, 3, ['a'], ''])
+def test_unknown_names(wrong): refused(checked_name, wrong, 'ab', 'net', why=f'unknown net {wrong!r}')
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(st.one_of(st.integers(), st.floats(), st.booleans(), st.text(max_size=5), st.none(),
+                 st.lists(st.integers(), max_size=2)))
+def test_the_value_or_an_error(value):
+    "No other error, and no third case, whatever is given."
+    for check, *rest in ((checked_size, 'it'), (checked_fraction, 'it'), (checked_name, ('a', 'b'), 'it')):
+        try: out = check(value, *rest)
+        except ValueError as e: assert repr(value) in str(e) and 'it' in str(e)
+        else: assert out == value and not isinstance(value, bool)
 
 # --- plain
 

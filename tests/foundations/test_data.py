@@ -1,11 +1,70 @@
-"Data sets: inputs that float32 cannot hold, parts that do not fit."
-import gzip
+"Data sets: how they are split, inputs that float32 cannot hold, parts that do not fit, odd data sets and files."
+import gzip, re
+import numpy as np
 import pytest, torch
+from PIL import Image
+from torch.utils.data import TensorDataset
 from lotterybook.foundations import files
-from lotterybook.foundations.data import check_splits, from_tensors, load, read_idx
+from lotterybook.foundations.data import (DATASETS, FOLDERS, check_splits, data_folder, fetch, from_dataset, from_tensors,
+                                          load, read_idx)
 
 x, y = torch.randn(40, 3), torch.arange(40) % 4
 digits = load('digits')
+
+# --- splits
+
+x20, y20 = torch.arange(20.).view(20, 1), torch.arange(20) % 2
+
+def test_a_split_loses_nothing():
+    s = from_tensors(x20, y20, x20[:4], y20[:4], validation=5, seed=3)
+    assert [len(s.x_train), len(s.x_validation), len(s.x_test), s.classes, s.input_shape] == [15, 5, 4, 2, (1,)]
+    assert torch.equal(torch.cat([s.x_train, s.x_validation]).sort(0).values, x20)   # and doubles nothing
+    assert torch.equal(s.y_validation, (s.x_validation[:, 0] % 2).long())             # labels travel with their inputs
+    assert not torch.equal(s.x_validation, from_tensors(x20, y20, x20, y20, validation=5, seed=4).x_validation)
+
+def test_a_dataset_gives_the_same():
+    d = TensorDataset(x20, y20)
+    for a, b in zip(from_dataset(d, d, seed=3), from_tensors(x20, y20, x20, y20, seed=3)):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+@pytest.mark.parametrize('given, options, why', [
+    ((x20, y20[1:], x20, y20), {}, '20 inputs, but 19 labels'), ((x20/0, y20, x20, y20), {}, 'not finite'),
+    ((x20, y20, x20, y20), dict(validation=20), 'validation=20'), ((x20, y20.float(), x20, y20), {}, 'whole numbers'),
+    ((x20, y20 - 1, x20, y20), {}, 'from -1'), ((x20[:0], y20[:0], x20, y20), {}, 'no examples'),
+    ((x20, y20, torch.zeros(3, 2), y20[:3]), {}, '(1,), a test input (2,)'),
+    ((x20, y20, x20, torch.full((20,), 7)), {}, 'label 7 does not occur')])
+def test_what_cannot_be_split(given, options, why):
+    with pytest.raises(ValueError, match=re.escape(why)): from_tensors(*given, **options)
+
+def pictures(n, size=(4, 3), label=int): return [(Image.new('L', size, 10*k), label(k % 2)) for k in range(n)]
+
+def test_pictures():
+    "Numbers from 0 to 255, height before width; labels of any kind of integer."
+    s = from_dataset(pictures(10), pictures(4), validation=2)
+    assert [s.input_shape, s.x_test[:, 0, 0].tolist(), s.y_test.tolist()] == [(3, 4), [0, 10, 20, 30], [0, 1, 0, 1]]
+    other = from_dataset(pictures(10, label=np.int64), pictures(4, label=torch.tensor), validation=2)
+    assert torch.equal(other.y_train, s.y_train)
+
+@pytest.mark.parametrize('train, test, why', [
+    (pictures(10), pictures(1) + pictures(1, (5, 3)), 'test: example 1 has shape (3, 5)'),
+    ([dict(x=1, y=2)], pictures(4), 'train: example 0 is not a pair (input, label) but a dict'),
+    ([(x20[0], [0, 1])], pictures(4), 'the label of example 0'),
+    (pictures(10, label=lambda k: k + .5), pictures(4), 'torch.float32'),  # not rounded silently
+    (iter([]), pictures(4), 'no length')])
+def test_odd_datasets(train, test, why):
+    with pytest.raises(ValueError, match=re.escape(why)): from_dataset(train, test)
+
+def test_digits():
+    "The test set does not depend on the seed, the other two do."
+    assert [len(digits.x_train), len(digits.x_validation), len(digits.x_test)] == [1000, 300, 497]
+    assert [digits.input_shape, digits.classes] == [(1, 8, 8), 10]
+    assert [digits.x_train.min().item(), digits.x_train.max().item()] == [0, 1]
+    other = load('digits', seed=1)
+    assert torch.equal(other.x_test, digits.x_test) and not torch.equal(other.x_train, digits.x_train)
+    everything = torch.cat([digits.x_train, digits.x_validation, digits.x_test]).flatten(1)
+    assert len(everything.unique(dim=0)) == 1797  # no image in two parts
+
+# --- inputs and labels
 
 @pytest.mark.parametrize('wrong, why', [
     (x.to(torch.complex64), 'must be real, not torch.complex64'), (x.double()*1e300, '120 inputs are not finite, or too large'),
@@ -37,3 +96,33 @@ def test_an_idx_file_that_holds_too_much(tmp_path, monkeypatch):
     monkeypatch.setattr(files, '_MOST', 1000)
     (tmp_path/'a.gz').write_bytes(gzip.compress(bytes(1001)))
     with pytest.raises(ValueError, match='it holds more than 1,000 bytes'): read_idx(tmp_path/'a.gz')
+
+# --- files
+
+table = bytes([0, 0, 8, 2,  0, 0, 0, 2,  0, 0, 0, 3,  0, 1, 2, 3, 4, 5])
+
+def test_idx(tmp_path):
+    (tmp_path/'t.gz').write_bytes(gzip.compress(table))
+    assert read_idx(tmp_path/'t.gz').tolist() == [[0, 1, 2], [3, 4, 5]]
+
+@pytest.mark.parametrize('content, why', [
+    (gzip.compress(table[:-1]), 't.gz has a header for numbers of shape (2, 3), and 5 numbers'),
+    *((gzip.compress(raw), 't.gz is not an idx file') for raw in (b'no idx', b'', table[:3], table[:9])),
+    *((raw, 't.gz cannot be unpacked') for raw in (gzip.compress(table)[:-9], b'no gzip'))])
+def test_odd_idx_files(content, why, tmp_path):
+    "A number short; something else, nothing, a header cut short; damaged gzip."
+    (tmp_path/'t.gz').write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(why)): read_idx(tmp_path/'t.gz')
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match='known are digits, mnist'): load('minst')
+
+def test_damaged_data_sets(tmp_path):
+    "Pictures, and language by the same door."
+    for file in ('MNIST/raw/train-images-idx3-ubyte.gz', 'ptb/ptb.train.txt'):
+        (tmp_path/file).parent.mkdir(parents=True)
+        (tmp_path/file).write_bytes(b'half of it')
+    with pytest.raises(ValueError, match='is damaged or was changed: its SHA-256 is'): load('mnist', folder=tmp_path)
+    for call in (load, fetch):
+        with pytest.raises(ValueError, match='ptb.train.txt is damaged or was changed'): call('ptb', folder=tmp_path)
+    assert [data_folder(tmp_path), fetch('digits'), set(FOLDERS) | {'digits'}] == [tmp_path, {}, set(DATASETS)]

@@ -1,8 +1,72 @@
-"Files: what killed writers left, names that stay in their folder, JSON and archives that are odd."
+"Files: whole or not there, what killed writers left, names, JSON and archives that are odd, downloads."
 import gzip, io, os, re, resource, signal, subprocess, sys, tarfile, time, zipfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from hashlib import sha256
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 import pytest
 from lotterybook.foundations import files
-from lotterybook.foundations.files import checked_file_name, folder_lock, read_json, unpack, write_atomically
+from lotterybook.foundations.files import (DataFiles, checked_file_name, fetch_files, folder_lock, make_folder, read_files,
+                                           read_json, unpack, write_atomically)
+
+# --- written whole
+
+def test_written_and_written_again(tmp_path):
+    "Text or bytes; the folder is made; a failure leaves the old file and nothing else."
+    path = tmp_path/'new'/'a.txt'
+    assert write_atomically(path, 'one').read_text() == 'one'
+    assert write_atomically(path, b'two').read_text() == 'two'
+    with pytest.raises(TypeError): write_atomically(path, 3)  # fails on the way
+    assert [o.name for o in path.parent.iterdir()] == ['a.txt'] and path.read_text() == 'two'
+    with pytest.raises(OSError): write_atomically(path/'b.txt', 'x')  # a file is not a folder
+    assert write_atomically(tmp_path/'empty.txt', '').read_bytes() == b''
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no device that refuses every byte')
+def test_a_full_device_leaves_the_old_file(tmp_path, monkeypatch):
+    "The unread name leads to /dev/full."
+    write_atomically(tmp_path/'a.txt', 'old')
+    monkeypatch.setattr('os.urandom', lambda n: bytes(n))  # so that we know the name
+    (tmp_path/f'.{files._machine()}.{os.getpid()}.00000000.part').symlink_to('/dev/full')
+    with pytest.raises(OSError, match='No space left'): write_atomically(tmp_path/'a.txt', 'x'*10_000)
+    assert {o.name: o.read_text() for o in tmp_path.iterdir()} == {'a.txt': 'old'}
+
+def test_eight_threads_write_one_file(tmp_path):
+    "One of them is last, and none fails."
+    texts = [str(k)*50_000 for k in range(8)]
+    with ThreadPoolExecutor(8) as pool: list(pool.map(partial(write_atomically, tmp_path/'a.txt'), texts))
+    assert (tmp_path/'a.txt').read_text() in texts and len(list(tmp_path.iterdir())) == 1
+
+def watched(write, folder, reads=300):
+    "What a reader sees of a file that another process writes over and over, and what that one leaves when killed."
+    path = folder/f'{write}.txt'
+    process = subprocess.Popen([sys.executable, '-c', f'''
+from lotterybook.foundations.files import write_atomically
+def write_in_place(path, text):
+    with open(path, 'w') as f:
+        for k in range(0, len(text), 10_000): f.write(text[k:k + 10_000])
+for k in range(10**9): {write}({str(path)!r}, "ab"[k % 2]*300_000)'''])
+    while not path.exists(): time.sleep(.01)
+    seen = set()
+    for _ in range(reads): time.sleep(.001); seen.add(path.read_text())
+    process.kill(); process.wait()
+    return seen | {path.read_text()}
+
+def test_every_reading_is_whole(tmp_path):
+    "The last one too, after the kill. With a plain `open` some are not: the test can fail."
+    whole = {'a'*300_000, 'b'*300_000}
+    assert watched('write_atomically', tmp_path) <= whole
+    assert not watched('write_in_place', tmp_path) <= whole
+
+def test_make_folder(tmp_path, monkeypatch):
+    "Made with what is above it; a file in its place is named, and a missing permission."
+    assert make_folder(tmp_path/'x'/'y') == make_folder(tmp_path/'x'/'y') == tmp_path/'x'/'y'
+    (tmp_path/'file').write_text('')
+    for wrong in ('file', 'file/below'):
+        with pytest.raises(OSError, match=f'{tmp_path/wrong} cannot be written to as a folder'): make_folder(tmp_path/wrong)
+    monkeypatch.setattr('os.access', lambda *_: False)
+    with pytest.raises(OSError, match='no permission'): make_folder(tmp_path/'x')
 
 # --- unread files
 
@@ -147,3 +211,113 @@ def test_a_folder_that_is_held(tmp_path):
         with pytest.raises(ValueError, match=f'{tmp_path/"a"} is in use by another process'):
             with folder_lock(tmp_path, 'a'): raise AssertionError
     with folder_lock(tmp_path, 'a'): pass
+
+# --- data sets
+
+two = dict(a=b'first', b=b'second'*100)
+
+def packed(name, **contents):
+    "An archive with its files in folders, one of them outside."
+    buffer = io.BytesIO()
+    if name.endswith('.zip'):
+        with zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED) as z:
+            for file, content in contents.items(): z.writestr(f'some/folder/{file}', content)
+    else:
+        with tarfile.open(fileobj=buffer, mode='w:gz') as t:
+            for file, content in contents.items():
+                member = tarfile.TarInfo(f'../{file}'); member.size = len(content)
+                t.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+archives = {'x.zip': packed('x.zip', **two), 'x.tar.gz': packed('x.tar.gz', **two), 'x.gz': gzip.compress(two['b'])}
+
+def test_unpacked_without_folders():
+    assert unpack('x.zip', archives['x.zip']) == unpack('x.tar.gz', archives['x.tar.gz']) == two
+    assert unpack('below/a.json.gz', gzip.compress(b'{}')) == {'a.json': b'{}'}
+
+@pytest.mark.parametrize('name', archives)
+def test_damaged_archives(name):
+    "Cut off, something else, nothing."
+    for bad in (archives[name][:len(archives[name])*2//3], b'no archive', b''):
+        with pytest.raises(ValueError, match=f'{name} cannot be unpacked'): unpack(name, bad)
+
+def checksums(contents): return {file: sha256(o).hexdigest() for file, o in contents.items()}
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    "A data set, and the place for it in a folder."
+    monkeypatch.delenv('LOTTERYBOOK_DATA', raising=False)
+    monkeypatch.setenv('LOTTERYBOOK_CACHE', str(tmp_path/'cache'))
+    (tmp_path/'kept').mkdir()
+    return DataFiles('kept', 'https://public.example/', checksums(two), 'both.zip', dict(b='b.other')), tmp_path/'kept'
+
+def test_each_form_in_a_folder(kept, tmp_path, monkeypatch):
+    data, home = kept
+    (home/'a').write_bytes(two['a']); (home/'b').write_bytes(two['b'])
+    assert read_files(data, tmp_path) == two                                            # plain
+    (home/'b').rename(home/'b.other')
+    assert fetch_files(data, tmp_path) == dict(a=home/'a', b=home/'b.other')            # by its other name
+    (home/'b.other').unlink()
+    (home/'both.zip').write_bytes(packed('both.zip', **{'a': two['a'], 'b.other': two['b']}))
+    assert fetch_files(data, tmp_path) == dict(a=home/'a', b=home/'both.zip')           # one plain, one packed
+    (home/'a').unlink()
+    assert read_files(data, tmp_path) == two                                            # both packed
+    monkeypatch.setenv('LOTTERYBOOK_DATA', str(tmp_path))
+    assert read_files(data) == two
+
+def test_damage_in_a_folder(kept, tmp_path):
+    "A plain file, an archive that was cut off, a whole archive with other content."
+    data, home = kept
+    (home/'a').write_bytes(b'half')
+    with pytest.raises(ValueError) as e: read_files(data, tmp_path)
+    assert (f"a is damaged or was changed: its SHA-256 is {sha256(b'half').hexdigest()}, expected {data.checksums['a']}. "
+            'Put a good copy there (from https://public.example/a)') in str(e.value)
+    (home/'a').unlink()
+    (home/'both.zip').write_bytes(packed('both.zip', **two)[:-30])
+    with pytest.raises(ValueError, match='both.zip cannot be unpacked'): read_files(data, tmp_path)
+    (home/'both.zip').write_bytes(packed('both.zip', a=b'changed', b=two['b']))
+    with pytest.raises(ValueError, match=r'both.zip \(a\) is damaged or was changed'): read_files(data, tmp_path)
+
+def test_a_checksum_only_compares(kept, tmp_path):
+    "Content that was wrong from the start is read."
+    data, home = kept
+    (home/'a').write_bytes(b'wrong from the start')
+    assert read_files(DataFiles('kept', '', checksums(dict(a=b'wrong from the start'))), tmp_path)
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+@pytest.fixture
+def public(tmp_path):
+    "A folder with both files, and the server that gives them."
+    folder = tmp_path/'public'
+    folder.mkdir()
+    for name, content in two.items(): (folder/name).write_bytes(content)
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=folder))
+    Thread(target=server.serve_forever, daemon=True).start()
+    def stop(): server.shutdown(); server.server_close()
+    yield folder, f'http://127.0.0.1:{server.server_port}/', stop
+    stop()
+
+def test_fetched_into_the_cache(kept, public, tmp_path):
+    "A damaged copy there is replaced; where the public file is another, or nothing answers, the message says what to do."
+    folder, address, stop = public
+    data = kept[0]._replace(address=address)
+    path = fetch_files(data)['b']
+    assert path == tmp_path/'cache'/'kept'/'b' and path.read_bytes() == two['b']
+    path.write_bytes(two['b'][:-9])                       # cut off on the disk
+    assert read_files(data) == two                        # fetched again
+    (folder/'b').write_bytes(b'something else'); path.unlink()
+    with pytest.raises(OSError, match=f'Put the file at {path}'): fetch_files(data)
+    stop()
+    with pytest.raises(OSError, match=f'cannot fetch {address}b'): fetch_files(data)
+    with pytest.raises(OSError, match=r'under kept/ \(or both.zip\)'): fetch_files(data)
+
+def test_made_from_what_is_public(kept, public, tmp_path):
+    "Verified after it is made."
+    folder, address, _ = public
+    def shout(url, output_file, store): Path(output_file).write_bytes((folder/'a').read_bytes().upper())
+    made = DataFiles('made', address, checksums(dict(A=b'FIRST')), download=shout)
+    assert read_files(made) == dict(A=b'FIRST')
+    (folder/'a').write_bytes(b'changed'); (tmp_path/'cache'/'made'/'A').unlink()
+    with pytest.raises(OSError, match=rf'cannot fetch {address} \(ValueError'): read_files(made)

@@ -1,6 +1,10 @@
-"Recorded rows: names that leave their folder, damaged files, text in place of numbers."
+"Recorded rows: odd values, names that leave their folder, damaged files; intervals and tables."
+import math
+from pathlib import Path
+import numpy as np
 import pytest
-from lotterybook.foundations.results import interval, load_rows, load_settings, mean_interval, read_rows, result_path, save_rows
+from lotterybook.foundations.results import (interval, load_rows, load_settings, mean_interval, paired_interval, read_rows,
+                                             result_path, save_rows, summary, table, write_rows)
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
@@ -32,4 +36,95 @@ def test_damaged_rows(content):
 @pytest.mark.parametrize('text', ['123456', b'123456'])
 def test_text_is_no_list_of_numbers(text):
     for f in (interval, mean_interval):
-        with pytest.raises(ValueError, match="is text, and no list of numbers"): f(text)
+        with pytest.raises(ValueError, match="is text, not a list of numbers"): f(text)
+
+# --- rows come back
+
+rows = [dict(seed=0, method='ticket', remaining=.2107, exact=.1 + .2, done=True, note=None),
+        dict(seed=1, method='a, "b"\n', remaining=1e-12, exact=math.inf, done=False, note='7')]
+
+def there_and_back(rows): return read_rows(write_rows('rows.csv', rows))
+
+def test_rows_come_back():
+    "To the last bit, with their types; columns that a row lacks are None."
+    assert there_and_back(rows) == rows
+    assert Path('rows.csv').read_text().splitlines()[:2] == ['seed,method,remaining,exact,done,note',
+                                                             '0,ticket,0.2107,0.30000000000000004,True,']
+    assert there_and_back([dict(a=1), dict(b=2)]) == [dict(a=1, b=None), dict(a=None, b=2)]
+    assert there_and_back([]) == []
+
+def test_what_a_row_cannot_hold():
+    with pytest.raises(ValueError, match='ndarray'): write_rows('x.csv', [dict(a=np.zeros(2))])
+    assert not Path('x.csv').exists()
+
+@pytest.mark.parametrize('text', [
+    '', ' ', '7', '7\n', ' 7', '1_000', '1e3', 'nan', 'True', 'None', "'", "''", "'x'", '"x"', "'7'", "it's", 'a,b', 'a\rb',
+    'a\r\nb', 'ü→∞', '=1+1'])
+def test_odd_texts(text):
+    "Alone in their row, where an empty field would be an empty line."
+    assert there_and_back([dict(a=text), dict(a=None)]) == [dict(a=text), dict(a=None)]
+
+def test_odd_numbers():
+    "Kinds and signs too."
+    numbers = [0, -1, 10**30, .1, -0., 5e-324, math.inf, -math.inf, True, False]
+    back = [o['a'] for o in there_and_back([dict(a=v) for v in numbers])]
+    assert [repr(v) for v in back] == [repr(v) for v in numbers]
+    assert math.isnan(there_and_back([dict(a=math.nan)])[0]['a'])
+
+def test_a_line_cut_short():
+    Path('odd.csv').write_text('a,b\n1,2\n3\n')
+    with pytest.raises(ValueError, match='odd.csv is damaged: row 2 does not have one field'): read_rows('odd.csv')
+
+def test_saved_with_their_settings(here, monkeypatch):
+    "No rows without settings; what is missing is named."
+    monkeypatch.setenv('LOTTERYBOOK_RESULTS', str(here/'out'))
+    save_rows(rows, '020_results', 'quick', seeds=[0, 1], seconds=1.5)
+    assert load_rows('020_results', 'quick') == rows
+    kept = load_settings('020_results', 'quick')
+    assert [kept['seeds'], kept['seconds']] == [[0, 1], 1.5]
+    assert {'python', 'torch', 'device', 'commit', 'date'} <= set(kept)
+    with pytest.raises(FileNotFoundError, match='020_results'): load_rows('020_results', 'never')
+    with pytest.raises(TypeError, match='PosixPath'): save_rows(rows, '020_results', 'bad', folder=Path('x'))
+    assert not result_path('020_results', 'bad.csv').exists()
+
+# --- intervals
+
+def test_intervals():
+    "By a table of t; a constant gain is certain, however the seeds vary."
+    half = 2.776445*math.sqrt(2.5/5)
+    assert interval([1, 2, 3, 4, 5]) == pytest.approx((3, 3 - half, 3 + half), abs=1e-5)
+    assert paired_interval([1.5, 2.5], [1, 2]) == (.5, .5, .5)
+    assert mean_interval([1, 2, 3, 4]) == (2.5, None, None)
+    assert mean_interval([1, 2, 3, 4, 5]) == interval([1, 2, 3, 4, 5])
+    assert mean_interval([1, 2], least=2) == interval([1, 2])
+
+@pytest.mark.parametrize('f, arguments, why', [
+    (interval, ([1],), 'two values'), (interval, ([1, 2, math.nan],), r'not \[nan\]'), (interval, ([1, 2], 95), 'confidence=95'),
+    (paired_interval, ([1, 2], [1]), '2 and 1'), (mean_interval, ([],), 'one value'), (mean_interval, ([1, 2], 1), 'least=1')])
+def test_no_interval(f, arguments, why):
+    with pytest.raises(ValueError, match=why): f(*arguments)
+
+def test_how_often_it_contains_the_truth():
+    "1,000 samples of each size: 95 %, within four standard deviations. The bootstrap of five values: about 83 %."
+    samples = np.random.default_rng(0)
+    for n in (3, 5, 10, 20):
+        _, low, high = zip(*(interval(x) for x in samples.normal(size=(1000, n))))
+        assert abs(np.mean((np.array(low) <= 0) & (0 <= np.array(high))) - .95) < 4*(.95*.05/1000)**.5
+    x = samples.normal(size=(1000, 5))
+    means = np.stack([samples.choice(o, (400, 5)).mean(1) for o in x])
+    low, high = np.quantile(means, [.025, .975], axis=1)
+    assert .78 < np.mean((low <= 0) & (0 <= high)) < .88
+
+def test_summary():
+    "None is not counted; below five values there is no interval."
+    got = summary([dict(m='a', v=float(i)) for i in range(5)] + [dict(m='b', v=1.), dict(m='b', v=None)], 'v', ('m',))
+    assert [(o['m'], o['n'], o['mean'], o['low'] is None) for o in got] == [('a', 5, 2., False), ('b', 1, 1., True)]
+
+# --- tables
+
+def test_tables():
+    "A cell that holds a `|` does not end early."
+    shown = table(['a', ''], [[1, '2 %'], ['=|v', None]], 'Two lines').data
+    assert shown == 'Two lines\n\n| a |  |\n| --- | --- |\n| 1 | 2 % |\n| =\\|v | None |'
+    assert table('ab', []).data == '| a | b |\n| --- | --- |'
+    with pytest.raises(ValueError, match=r'\[1\] has 1 cells for 2 columns'): table('ab', [[1, 2], [1]])
