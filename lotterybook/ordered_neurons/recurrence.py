@@ -68,7 +68,7 @@ def step_sizes(
 
 def _moved(new: Tensor, old: Tensor) -> Tensor:
     "A state whose first rows are new."
-    n = new.shape[0]  # not `len`, which would make an exporter fix it
+    n = new.shape[0]  # not `len`: in an exported graph that would be a fixed number
     return new if n == old.shape[0] else torch.cat([new, old[n:]])
 
 # %% ../../nbs/1_ordered_neurons/128_recurrence.ipynb #export-run
