@@ -30,8 +30,46 @@ class ModelOutput(NamedTuple):
     state: tuple     # for the next window
     distances: tuple[Tensor, Tensor] | None = None # forget and input, `(layers, seq, batch)`
 
+# %% ../../nbs/1_ordered_neurons/147_word_model.ipynb #export-sentences
+class _Sentences(nn.Module):
+    "What a trained language model says about sentences; its `forward` and `logits` come below."
+    @torch.no_grad()
+    def distances(
+        self,
+        words: Sequence[str],      # of one sentence
+    ) -> tuple[Tensor, Tensor]:    # forget and input, each `(layers, words)`
+        "How far each word reaches, after a fresh `<eos>`; no dropout. Shen et al. (2019), code."
+        ids = torch.tensor(self.vocabulary.encode([EOS, *checked_words(words)]),
+                           device=self.bias.device)
+        with evaluating(self): forget, write = self(ids[:, None], return_distances=True).distances
+        return forget[:, 1:, 0], write[:, 1:, 0]
+
+    @torch.no_grad()
+    def log_prob(
+        self,
+        sentences: Sequence[Sequence[str]],  # each a list of words
+        batch_size: int = 256,               # sentences at once, fewer if there are many words
+    ) -> list[float]:                        # nats, of all words and the `<eos>` after them
+        "Log-probability of sentences, each from a fresh state after `<eos>`; dropout is off."
+        checked_size(batch_size, 'batch_size')
+        for sentence in sentences: checked_words(sentence)
+        end, order, out = (self.vocabulary.ids[EOS],
+                           sorted(range(len(sentences)), key=lambda i: -len(sentences[i])), {})
+        with evaluating(self):
+            while order:  # the longest first; logits in memory: 64 MB
+                most = 2**24//(len(self.vocabulary)*(len(sentences[order[0]]) + 1))
+                some, order = order[:(n := max(1, min(batch_size, most)))], order[n:]
+                rows = [torch.tensor([end, *self.vocabulary.encode(sentences[i]), end])
+                        for i in some]
+                ids = nn.utils.rnn.pad_sequence(rows, padding_value=-1).to(self.bias.device)
+                logits = self.logits(self(ids[:-1].clamp_min(0)).raw)
+                nll = F.cross_entropy(logits.flatten(0, 1), ids[1:].flatten(), ignore_index=-1,
+                                      reduction='none').view(len(ids) - 1, -1)
+                out.update(zip(some, (-nll.double().sum(0)).tolist()))
+        return [out[i] for i in range(len(sentences))]
+
 # %% ../../nbs/1_ordered_neurons/147_word_model.ipynb #export-language-model
-class LanguageModel(nn.Module):
+class LanguageModel(_Sentences):
     "The probability of the next word. Merity et al. (2018), Shen et al. (2019), §5.1."
     def __init__(
         self,
@@ -91,41 +129,6 @@ class LanguageModel(nn.Module):
     ) -> Tensor:         # `(..., words)`
         "Logits of the next word. Press & Wolf (2017)."
         return F.linear(output, self.embedding, self.bias)
-
-    @torch.no_grad()
-    def distances(
-        self,
-        words: Sequence[str],      # of one sentence
-    ) -> tuple[Tensor, Tensor]:    # forget and input, each `(layers, words)`
-        "How far each word reaches, after a fresh `<eos>`; no dropout. Shen et al. (2019), code."
-        ids = torch.tensor(self.vocabulary.encode([EOS, *checked_words(words)]),
-                           device=self.bias.device)
-        with evaluating(self): forget, write = self(ids[:, None], return_distances=True).distances
-        return forget[:, 1:, 0], write[:, 1:, 0]
-
-    @torch.no_grad()
-    def log_prob(
-        self,
-        sentences: Sequence[Sequence[str]],  # each a list of words
-        batch_size: int = 256,               # sentences at once, fewer if there are many words
-    ) -> list[float]:                        # nats, of all words and the `<eos>` after them
-        "Log-probability of sentences, each from a fresh state after `<eos>`; dropout is off."
-        checked_size(batch_size, 'batch_size')
-        for sentence in sentences: checked_words(sentence)
-        end, order, out = (self.vocabulary.ids[EOS],
-                           sorted(range(len(sentences)), key=lambda i: -len(sentences[i])), {})
-        with evaluating(self):
-            while order:  # the longest first; logits in memory: 64 MB
-                most = 2**24//(len(self.vocabulary)*(len(sentences[order[0]]) + 1))
-                some, order = order[:(n := max(1, min(batch_size, most)))], order[n:]
-                rows = [torch.tensor([end, *self.vocabulary.encode(sentences[i]), end])
-                        for i in some]
-                ids = nn.utils.rnn.pad_sequence(rows, padding_value=-1).to(self.bias.device)
-                logits = self.logits(self(ids[:-1].clamp_min(0)).raw)
-                nll = F.cross_entropy(logits.flatten(0, 1), ids[1:].flatten(), ignore_index=-1,
-                                      reduction='none').view(len(ids) - 1, -1)
-                out.update(zip(some, (-nll.double().sum(0)).tolist()))
-        return [out[i] for i in range(len(sentences))]
 
 # %% ../../nbs/1_ordered_neurons/147_word_model.ipynb #export-file
 def save_language_model(
