@@ -32,7 +32,10 @@ class ModelOutput(NamedTuple):
 
 # %% ../../nbs/1_ordered_neurons/147_word_model.ipynb #export-sentences
 class _Sentences(nn.Module):
-    "What a trained language model says about sentences; its `forward` and `logits` come below."
+    "The methods of `LanguageModel` that evaluate sentences."
+    vocabulary: Vocabulary
+    bias: Tensor
+
     @torch.no_grad()
     def distances(
         self,
