@@ -235,6 +235,7 @@ def search(
         results = sweep(run, plan, Path(out)/'runs', after=runs_before, name=run_file, **options)
     return [table_row(dict(c, **r)) for c, r in zip(plan, results)]
 
+# %% ../../nbs/3_tickets/325_replicates.ipynb #export-search-helpers
 def _check_tickets(out: Path, plan: list[dict]) -> None:
     "Every finished round has its ticket, which controls are made from."
     for c in plan:
