@@ -162,22 +162,14 @@ def has_a_figure_in_the_first_third(page):
     at  = [i for i, o in enumerate(own) if any('image/png' in out.get('data', {}) for out in o.get('outputs', []))]
     return not at or 3*at[0] <= len(own)
 
-# Pages that are not built so yet. The table is strict: a page that holds a rule must leave its line.
+# Pages that do not hold a rule: a rule of the grammar is one line (148), and the last page of logic is plumbing (192).
+# The table is strict: a page that holds a rule must leave its line.
 NOT_YET = {
-    has_no_refusals:
-        '100 110 120 124 126 128 130 140 145 146 147 148 150 160 170 180 185 186 188 190 192 200 210 220 230 240 300 '
-        '320 325 360',
-    has_lines_up_to_100:
-        '010 100 110 120 124 126 128 130 140 145 146 147 148 150 160 170 180 185 186 188 190 192 200 210 220 230 240 '
-        '300 305 308 310 320 325 360',
-    has_lines_up_to_88_where_it_teaches:
-        '010 100 110 120 124 126 128 130 140 145 146 147 148 150 160 170 180 185 186 188 190 192 200 210 220 230 240 '
-        '300 305 308 310 320 325 360',
-    has_at_most_a_quarter_checks:
-        '010 100 110 120 124 126 128 130 140 145 146 147 148 150 160 170 180 185 186 188 190 192 200 210 220 230 240 '
-        '300 305 320 325 360',
-    has_a_figure_in_the_first_third:
-        '010 100 110 120 124 128 130 140 145 146 147 148 150 180 186 188 190 200 210 220 230 240 300 305 308 320',
+    has_no_refusals: '',
+    has_lines_up_to_100: '148',
+    has_lines_up_to_88_where_it_teaches: '',
+    has_at_most_a_quarter_checks: '192',
+    has_a_figure_in_the_first_third: '192',
 }
 
 concepts = [o for o in numbers if number(o.parent.name) <= 6]
