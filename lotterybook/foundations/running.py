@@ -43,7 +43,7 @@ def unwrapped_names(
 
 # %% ../../nbs/7_foundations/742_running.ipynb #export-types
 Masks     = dict[str, Tensor]                       # bool by parameter name; True is kept
-Objective = Callable[[Any, Any], Tensor]            # `(net, batch)`: the loss, or one a replicate
+Objective = Callable[[Any, Any], Tensor]            # `(net, batch)`: the loss, or a vector of them
 Batches   = Callable[[int, int], Iterable]          # those of the steps from start to end - 1
 
 def _check_binary(name: str, mask: object) -> None:
@@ -161,7 +161,7 @@ class Run:
         net: nn.Module,                     # trained in place
         optimizer: Optimizer | None = None, # of its weights; None: another loop trains
         masks: Masks | None = None,         # of the weights that may be pruned; None: of none
-        seed: int = 0,                      # the replicate
+        seed: int = 0,                      # of this training
     ):
         if optimizer is not None and not hasattr(optimizer, 'param_groups'):
             raise ValueError(f'the optimizer is {optimizer!r:.60}: make one, as '
@@ -173,7 +173,7 @@ class Run:
         self.extra: dict = {}               # what they remember
         self.batch: Any = None              # of the present step, for hooks
         self.loss: Any  = None              # of the same step
-        self.trusted = False                # do all hooks of the step leave weights alone?
+        self.trusted = False                # does no hook of the step write weights?
         self.round: int = 0                 # of a search
         self.file: Path | None = None       # where a search would keep the state of this training
         self.set_masks(masks or {})
@@ -186,7 +186,7 @@ class Run:
     def __repr__(self): return f'Run({type(self.net).__name__}, step={self.step}, seed={self.seed})'
 
     def set_masks(self,
-        masks: Masks,  # new ones, pruned further or regrown
+        masks: Masks,  # new ones; they may prune more, or less
     ) -> None:
         "Take other masks: pruned weights become zero, and so does the optimizer's state of them."
         self.masks, self.held = masks, Held(self.net, masks)
@@ -229,8 +229,8 @@ class Run:
 # %% ../../nbs/7_foundations/742_running.ipynb #export-advance
 class Hook:
     "Three moments of a step. A hook keeps no state of its own: that goes into `run.extra`."
-    writes = True  # might it write weights? False lets a search trust PyTorch's count of writes
-    def on_gradient(self, run: Run) -> None: "The dense gradient is computed: RigL regrows."
+    writes = True  # might it write weights? False lets a search rely on PyTorch's count of writes
+    def on_gradient(self, run: Run) -> None: "All gradients are there, those of pruned weights too."
     def before_step(self, run: Run) -> None: "The gradient is masked: clip it, set the rate."
     def after_step(self, run: Run) -> None: "`run.step` steps are taken: measure, or stop."
 
@@ -242,7 +242,7 @@ def take_step(
     "One step of a masked network. Frankle & Carbin (2019), §1: f(x; m ⊙ θ)."
     run.optimizer.zero_grad()
     loss = objective(run.net, run.batch)
-    loss.backward(torch.ones_like(loss))  # of a vector, one loss a replicate: the sum
+    loss.backward(torch.ones_like(loss))  # of a vector of losses: their sum
     run.loss = loss.detach()
     for hook in hooks: hook.on_gradient(run)
     run.held.zero_gradients()
@@ -275,7 +275,7 @@ def advance(
 # %% ../../nbs/7_foundations/742_running.ipynb #export-seeded
 def seeded(
     batches: Batches,  # any
-    seed: int,         # the replicate
+    seed: int,         # of this training
 ) -> Batches:          # the same
     "Make all random numbers of a step, those of dropout too, a function of seed and step."
     first = mixed_seed(seed, 'step')
