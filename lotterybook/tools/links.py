@@ -6,11 +6,11 @@
 __all__ = ['NAV', 'INSTALL', 'Term', 'glossary', 'bring_up_to_date', 'Links', 'links']
 
 # %% ../../nbs/8_tools/815_links.ipynb #export-imports
-import json, os, re
+import os, re
 from pathlib import Path
 from typing import NamedTuple
-from ..foundations.files import read_json, write_atomically
-from .pages import book_folder, find_pages, in_clone, page_cells
+from ..foundations.files import read_json
+from .pages import book_folder, find_pages, in_clone, page_cells, write_page
 from .readme import title
 
 # %% ../../nbs/8_tools/815_links.ipynb #export-prose
@@ -265,6 +265,5 @@ def links(
         if cells == notebook['cells']: continue
         found.changed.append(page)
         notebook['cells'] = cells
-        text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
-        if write: write_atomically(page, text + '\n')
+        if write: write_page(page, notebook)
     return found

@@ -6,10 +6,10 @@
 __all__ = ['move_links', 'title', 'chapters', 'render', 'update_map', 'readme']
 
 # %% ../../nbs/8_tools/810_readme.ipynb #export-imports
-import json, re
+import re
 from pathlib import Path
 from ..foundations.files import read_json, write_atomically
-from .pages import book_folder, find_pages, in_clone, page_cells
+from .pages import book_folder, find_pages, in_clone, page_cells, write_page
 
 # %% ../../nbs/8_tools/810_readme.ipynb #export-move-links
 _link = re.compile(r'(\]\(|src=")(?![a-z]+:|#|/)([^)\s"]+)')
@@ -88,8 +88,7 @@ def update_map(
     new = '## The chapters\n\n' + chapters(index.parent)
     if ''.join(cell['source']) == new: return False
     cell['source'] = new.splitlines(keepends=True)
-    text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
-    write_atomically(index, text + '\n')
+    write_page(index, notebook)
     return True
 
 def readme(

@@ -14,7 +14,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 import lotterybook
 from ..foundations.files import make_folder
-from .pages import book_folder, find_pages, page_cells
+from .links import INSTALL, NAV
+from .pages import book_folder, drop_widgets, find_pages, page_cells
 from .readme import title
 from .reference import reference
 
@@ -48,10 +49,9 @@ _directive = re.compile(r'^#\|.*\n?', re.M)
 def _source(cell): return ''.join(cell['source'])
 
 def _code_cell(cell, heading):
-    "A code cell as the site shows it, or None: no directives, no widgets, its pictures described."
+    "A code cell as the site shows it, or None: no directives, its pictures described."
     source = _directive.sub('', _source(cell)).strip()
-    shown  = [o for o in cell['outputs']
-              if 'application/vnd.jupyter.widget-view+json' not in o.get('data', {})]
+    shown  = cell['outputs']
     hidden = re.search(r'^#\| *hide\b', _source(cell), re.M)
     if hidden or not (source or shown): return None
     tags, solves = cell['metadata'].get('tags', []), cell['id'].startswith('solution')
@@ -73,9 +73,10 @@ def site_cells(
     page: Path, # an executed notebook
 ) -> list:      # cells for the site, none without something to show
     "The cells of `page` as the site shows them."
-    shown, heading = [], title(page)[0]
-    for cell in page_cells(page):
-        if cell['id'] in ('nav-top', 'nav-end', 'install'): continue
+    shown, heading, cells = [], title(page)[0], page_cells(page)
+    drop_widgets(dict(cells=cells, metadata={}))
+    for cell in cells:
+        if cell['id'] in ('nav-top', NAV, INSTALL): continue
         if cell['cell_type'] == 'code':
             if new := _code_cell(cell, heading): shown.append(new)
             continue
