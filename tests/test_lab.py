@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 from lotterybook.tools.lab import copy_pages
-from lotterybook.tools.pages import find_pages
+from lotterybook.tools.pages import find_pages, page_cells, page_text
 
 root = Path(__file__).resolve().parent.parent
 tool = Path(sys.executable).parent/'lotterybook'
@@ -112,17 +112,34 @@ def test_without_jupyterlab(tmp_path):
     done = subprocess.run([sys.executable, '-c', ask], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "pip install 'lotterybook[notebooks]'" in done.stderr and not list(tmp_path.iterdir())
 
+def notebook(*tagged):
+    "The text of a notebook: a code cell for each (source, tags)"
+    cells = [dict(cell_type='code', id=f'a{i}', source=source, outputs=[], execution_count=None, metadata=dict(tags=tags))
+             for i, (source, *tags) in enumerate(tagged)]
+    return page_text(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5))
+
+def test_the_copy_folds_what_the_site_folds(tmp_path):
+    book, mine = make(tmp_path/'nbs'), tmp_path/'mine'
+    page = notebook(('plain',), ('import torch', 'hide-input'), ('solution', 'hide-cell'), ('#| default_exp a.b',), ('steps = 5', 'parameters'))
+    (book/'110_a.ipynb').write_text(page)
+    copy_pages(mine, book)
+    marks = [o['metadata'].get('jupyter') for o in page_cells(mine/'110_a.ipynb')]
+    shut  = lambda outputs: dict(source_hidden=True, outputs_hidden=outputs)
+    assert marks == [None, shut(False), shut(True), shut(False), None]
+    assert (book/'110_a.ipynb').read_text() == page
+    assert copy_pages(mine, book).same == [Path('110_a.ipynb')]
+
 def test_nothing_is_overwritten(tmp_path):
     book, mine = tmp_path/'nbs', tmp_path/'mine'
     for name in ('index.ipynb', '1_a/110_b.ipynb', '9_e/results/900_x/full.csv', '9_e/results/900_x/quick.csv', '9_e/full.yaml',
                  '9_e/runs/x.ipynb', '.ipynb_checkpoints/a.ipynb', '_draft.ipynb', 'notes.txt'):
-        (book/name).parent.mkdir(parents=True, exist_ok=True); (book/name).write_text(name)
+        (book/name).parent.mkdir(parents=True, exist_ok=True); (book/name).write_text(notebook((name,)) if name.endswith('.ipynb') else name)
     first = copy_pages(mine, book)
     assert [o.as_posix() for o in first.new] == ['1_a/110_b.ipynb', '9_e/full.yaml', '9_e/results/900_x/full.csv', 'index.ipynb']
     assert not first.same + first.kept
     (mine/'1_a'/'110_b.ipynb').write_text('my notes'); (mine/'1_a'/'115_mine.ipynb').write_text('mine'); (mine/'index.ipynb').unlink()
     (mine/'9_e'/'full.yaml').unlink(); (mine/'9_e'/'full.yaml').symlink_to(tmp_path/'nowhere') # a link that leads nowhere is the reader's
-    (book/'1_a'/'120_c.ipynb').write_text('new')
+    (book/'1_a'/'120_c.ipynb').write_text(notebook(('new',)))
     again = copy_pages(mine, book)
     assert [o.as_posix() for o in again.new] == ['1_a/120_c.ipynb', 'index.ipynb']
     assert [o.as_posix() for o in again.kept] == ['1_a/110_b.ipynb', '9_e/full.yaml']
