@@ -84,20 +84,23 @@ def test_the_answer_of_page_920():
 
 def test_the_answer_of_page_940():
     page = '940_how_parsing_evidence_misleads'
-    rows, text = [r for r in load_rows(page, 'full') if r['convention'] == 'released'], cell(page, 'answer')
-    gains, leads = [], []
+    rows, gains, leads = [r for r in load_rows(page, 'full') if r['convention'] == 'released'], [], dict(on_lstm=[], lstm=[])
     for language in ('grammar', 'mirrored'):
         def scores(model): return [[r['f1'] for r in rows if (r['language'], r['model'], r['seed']) == (language, model, s)] for s in range(8)]
         for model in ('on_lstm', 'lstm'):
             assert all(len(o) == 8 for o in scores(model))
             gains.append(paired_interval([max(o) for o in scores(model)], [fmean(o) for o in scores(model)]))
-        named = [r['f1'] for r in rows if (r['language'], r['model'], r['layer'], r['gate'], r['builder']) == (language, 'on_lstm', 2, 'forget', 'unbiased')]
         blind = {m: scores(m)[0][0] for m in ('right', 'left', 'balanced')}
         assert max(blind.values()) == blind['balanced']
-        leads.append(paired_interval(named, [blind['balanced']]*8))
-    assert all(low > 0 for _, low, _ in gains + leads) and 'none contains zero' in text
-    assert f'{100*min(gains)[0]:.0f} to {100*max(gains)[0]:.0f} points' in text
-    assert '{:.1f} points on the grammar. On its mirror image it is ahead by {:.1f} points'.format(*(100*mean for mean, *_ in leads)) in text
+        for model in leads:
+            named = [r['f1'] for r in rows if (r['language'], r['model'], r['layer'], r['gate'], r['builder']) == (language, model, 2, 'forget', 'unbiased')]
+            leads[model].append(paired_interval(named, [blind['balanced']]*8))
+    assert all(low > 0 for _, low, _ in gains + leads['on_lstm']) and 'No interval contains zero' in cell(page, 'best-read')
+    (_, _, behind), (_, ahead, _) = leads['lstm']
+    assert behind < 0 < ahead and 'beats them on one of two languages, and loses on the other' in cell(page, 'choices')
+    for name in ('choices', 'conclusion'): assert f'{100*min(gains)[0]:.0f} to {100*max(gains)[0]:.0f} points above their mean' in cell(page, name)
+    said = '{:.1f} points ahead of balanced trees on the grammar ({:.1f} to {:.1f}), and {:.1f} on its mirror image ({:.1f} to {:.1f})'
+    assert said.format(*(100*o for lead in leads['on_lstm'] for o in lead)) in cell(page, 'conclusion')
 
 # --- 900
 
