@@ -2,6 +2,11 @@
 import json, os, resource, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
+from lotterybook.foundations.data import FILES
+from lotterybook.foundations.networks import NETWORKS
+from lotterybook.foundations.sweeps import RunFailed
+from lotterybook.tickets.replicates import CONDITIONS, search_settings
+from lotterybook.tools.command_line import main, parser
 
 root = Path(__file__).resolve().parent.parent
 tool = Path(sys.executable).parent/'lotterybook'
@@ -36,7 +41,37 @@ def test_control_rounds_that_are_none(tmp_path):
 
 def test_help_of_find_names_its_defaults(tmp_path):
     told = ' '.join(lotterybook('find', '--help', cwd=tmp_path).stdout.split())
-    for text in ('default: 0.2', '1,000 on digits, else 50,000', 'lenet or batchnorm_mlp', 'magnitude_at_init'): assert text in told
+    digits, mnist, (*usual, other) = search_settings('digits'), search_settings('mnist'), CONDITIONS
+    assert f'1); default: {mnist["rate"]}' in told
+    assert f'default: {digits["steps"]:,} on digits, else {mnist["steps"]:,}' in told
+    assert f'{" or ".join(NETWORKS)}; default: {mnist["net"]}' in told
+    assert f'default: {",".join(usual)}; there is also {other}' in told
+
+def test_help_of_fetch_names_all_there_is_to_fetch(tmp_path):
+    told = lotterybook('fetch', '--help', cwd=tmp_path).stdout
+    assert all(name in told for name in FILES)
+
+def test_arguments_are_passed_on_and_no_others():
+    given = vars(parser().parse_args('run 110 cumax -j 2 -p steps 9 -p run try'.split()))
+    assert given['pages'] == ['110', 'cumax'] and given['parameter'] == [['steps', '9'], ['run', 'try']]
+    def find(text): return vars(parser().parse_args(['find', *text.split()]))
+    assert find('--out there --rounds 2') == dict(command='find', out='there', rounds=2)
+    more = find('--out there --conditions ticket,reinit --control-rounds 1,2 --rate .3')
+    assert [more[o] for o in ('conditions', 'control_rounds', 'rate')] == [['ticket', 'reinit'], [1, 2], .3]
+
+@pytest.mark.parametrize('error, code, line', [(RunFailed('run seed=0 failed:\n  no memory'), 1, 'run seed=0 failed: no memory'), (OSError('no space'), 2, 'no space')])
+def test_a_run_that_fails_prints_a_line(error, code, line, monkeypatch, capsys):
+    def find(**flags): raise error
+    monkeypatch.setattr('lotterybook.tools.find.find', find)
+    assert main(['find', '--out', 'there']) == code and capsys.readouterr() == ('', f'lotterybook: {line}\n')
+
+def test_a_mistake_of_the_library_shows_its_traceback(monkeypatch):
+    def find(**flags): raise RuntimeError('a bug')
+    monkeypatch.setattr('lotterybook.tools.find.find', find)
+    with pytest.raises(RuntimeError, match='a bug'): main(['find', '--out', 'there'])
+
+def test_fetch_of_what_ships_with_the_packages(capsys):
+    assert main(['fetch', 'digits']) == 0 and capsys.readouterr() == ('digits: nothing to fetch, it ships with scikit-learn\n', '')
 
 def test_unknown_page(tmp_path):
     assert "no page '111'; did you mean 110? The pages are" in one_line(lotterybook('run', '111', cwd=tmp_path))
