@@ -76,7 +76,7 @@ def site_cells(
     shown, heading, cells = [], title(page)[0], page_cells(page)
     drop_widgets(dict(cells=cells, metadata={}))
     for cell in cells:
-        if cell['id'] in ('nav-top', NAV, INSTALL): continue
+        if cell['id'] in (NAV, INSTALL): continue
         if cell['cell_type'] == 'code':
             if new := _code_cell(cell, heading): shown.append(new)
             continue
