@@ -53,7 +53,8 @@ alpha  = [
        '[data](../data.npz), [notes](../notes.md), [all](../../README.md), `[no](link.md)`, <a id="term"></a>[here](#term)'),
     md('exercises', '**Exercises.** 1. Why?'),
     md('solutions', '## Solutions\n\nBecause.', 'hide-cell'),
-    code('solution-1', '1 + 1', printed('2\n'))]
+    code('solution-1', '1 + 1', printed('2\n')),
+    md('hood', '## Under the hood\n\nMore.', 'hide-cell')]
 beta = [md('title', '# Beta\n> The second page.'), md('ends', '## Where it ends'), code('last', '3', printed('3\n'))]
 
 def exported(page):
@@ -101,6 +102,7 @@ def test_folded_cells_and_solutions(toy):
     assert ['import torch' in words(o) for o in folds] == [True, False, False, False]
     assert 'machinery' in words(folds[1]) and 'much' in words(folds[1])
     assert 'Because.' in folds[2] and '<summary>Solutions</summary>' in folds[2]
+    assert any('More.' in o and '<summary>Under the hood</summary>' in o for o in folds)
     assert 'Show the code of this solution' in folds[3] and '1 + 1' in words(folds[3]).replace('\xa0', ' ')
     assert not any('<details open' in o for o in folds)
 

@@ -66,7 +66,8 @@ def _folded(text):
     "The text of a cell tagged `hide-cell`, folded below its headings."
     if '<details' in text: return text
     head, body = re.match(r'((?:#{1,6} .*\n+|\s)*)(.*)', text, re.S).groups()
-    return f'{head}<details><summary>Solutions</summary>\n\n{body}\n\n</details>' if body else text
+    label = head.strip().split('\n')[-1].lstrip('# ') or 'Solutions'
+    return f'{head}<details><summary>{label}</summary>\n\n{body}\n\n</details>' if body else text
 
 # %% ../../nbs/8_tools/820_site.ipynb #export-site-cells
 def site_cells(
