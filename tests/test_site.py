@@ -99,7 +99,7 @@ def test_what_is_left_out(toy):
 
 def test_folded_cells_and_solutions(toy):
     folds = re.findall(r'<details.*?</details>', html(toy), re.S)
-    assert ['import torch' in words(o) for o in folds] == [True, False, False, False]
+    assert ['import torch' in words(o) for o in folds] == [True, False, False, False, False]
     assert 'machinery' in words(folds[1]) and 'much' in words(folds[1])
     assert 'Because.' in folds[2] and '<summary>Solutions</summary>' in folds[2]
     assert any('More.' in o and '<summary>Under the hood</summary>' in o for o in folds)
