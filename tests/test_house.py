@@ -168,7 +168,7 @@ NOT_YET = {
     has_no_refusals: '',
     has_lines_up_to_100: '148',
     has_lines_up_to_88_where_it_teaches: '',
-    has_at_most_a_quarter_checks: '192',
+    has_at_most_a_quarter_checks: '',
     has_a_figure_in_the_first_third: '192',
 }
 
