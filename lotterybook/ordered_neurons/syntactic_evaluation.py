@@ -66,6 +66,8 @@ def score_pairs(
                      for a, b in pairs])  # -inf on both sides is a tie, too
 
 # %% ../../nbs/1_ordered_neurons/180_syntactic_evaluation.ipynb #export-templates
+# word categories; #: the number of the subject, @: that of the other noun,
+# !: the word that the wrong sentence has in the wrong number
 _TEMPLATES = {
     'simple_agrmt':                'DT-# N-# !V',
     'sent_comp':                   'DT-@ N-@ SV-@ C DT-# N-# !V',
