@@ -27,7 +27,7 @@ def percent(rows, model, first, last):
     return [found[seed] for seed in sorted(found)]
 
 def test_the_answer(rows):
-    text = cell('title')
+    text = cell('answer')
     on, lstm, tree, floor = (percent(rows, o, 7, 12) for o in ('on_lstm_n50', 'lstm', 'tree_lstm', 'majority'))
     mean, low, high = paired_interval(on, lstm)
     assert low < 0 < high and f'{mean:.1f} points of accuracy (95 % interval {low:+.1f} to {high:+.1f}, five seeds)' in text
@@ -36,7 +36,7 @@ def test_the_answer(rows):
     assert '{:.1f} points ({:.1f} to {:.1f})'.format(*paired_interval(tree, lstm)) in text
 
 def test_what_to_know_before_a_row_is_quoted(rows):
-    text, on, lstm = cell('verdicts-read'), percent(rows, 'on_lstm_n50', 1, 3), percent(rows, 'lstm', 1, 3)
+    text, on, lstm = cell('details'), percent(rows, 'on_lstm_n50', 1, 3), percent(rows, 'lstm', 1, 3)
     error, lead = 100 - fmean(lstm), fmean(on) - fmean(lstm)
     assert f'wrong on {error:.1f} % of the pairs' in text and .45 < 3/error < .55
     assert f'lead of {lead:.1f} points is a quarter' in text and .2 < lead/error < .3
