@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import Request, urlopen
 import pytest
+from lotterybook.tools.lab import copy_pages
 from lotterybook.tools.pages import find_pages
 
 root    = Path(__file__).resolve().parent.parent
@@ -31,9 +32,9 @@ def answers(base, token):
 
 @pytest.fixture(scope='module')
 def lab(chromium):
-    "A JupyterLab on this machine alone, with settings of its own: (folder that it serves, address, token)"
+    "A JupyterLab on this machine alone, with settings of its own: (folder with a reader's copy of the book, address, token)"
     home, port, token = Path(tempfile.mkdtemp(prefix='lab')), free_port(), secrets.token_hex(16)
-    write_settings(home/'config'); (home/'pages').mkdir()
+    write_settings(home/'config'); copy_pages(home/'pages', root/'nbs')
     env  = dict(os.environ, JUPYTER_CONFIG_DIR=str(home/'config'), JUPYTER_RUNTIME_DIR=str(home/'run'), JUPYTER_DATA_DIR=str(home/'data'),
                 IPYTHONDIR=str(home/'ipython'), OMP_NUM_THREADS='1', JUPYTER_PREFER_ENV_PATH='1')
     with open(home/'log', 'w') as log:
@@ -64,7 +65,7 @@ def browser_page(chromium):
         finally: browser.close()
 
 ran = r'''() => {
-    const cells  = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(o => o.querySelector('.cm-content').innerText.trim());
+    const cells  = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(o => o.querySelector('.cm-content')?.innerText.trim()); // not folded
     const failed = [...document.querySelectorAll('.jp-Notebook .jp-OutputArea-output')].some(o => o.innerText.includes('Traceback (most recent call last)'));
     return failed || (cells.length && cells.every(o => /\[\d+\]/.test(o.querySelector('.jp-InputPrompt').innerText)));
 }'''
@@ -75,6 +76,7 @@ def run_all(page):
     page.get_by_role('menuitem', name='Run', exact=True).click()
     page.get_by_role('menuitem', name=re.compile('^Run All Cells')).click()
     page.wait_for_function(ran, timeout=5*wait) # a page takes ten seconds, on a busy machine ten times as long
+    page.locator('#jp-main-statusbar').get_by_text(re.compile(r'\| Idle$')).wait_for() # the last cells may be folded
     assert no_failure(page)
 
 def no_failure(page):
@@ -149,9 +151,8 @@ def test_some_page_has_a_slider(): assert sliders
 @pytest.mark.parametrize('notebook', sliders, ids=lambda o: o.stem)
 def test_controls_change_what_is_shown(notebook, lab, chromium):
     folder, base, token = lab
-    shutil.copy(notebook, folder)
     with browser_page(chromium) as page:
-        page.goto(f'{base}/lab/tree/{notebook.name}?token={token}&reset')
+        page.goto(f'{base}/lab/tree/{notebook.relative_to(root/"nbs").as_posix()}?token={token}&reset')
         run_all(page)
         assert move_all(page)
         assert no_failure(page)
