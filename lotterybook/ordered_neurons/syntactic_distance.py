@@ -70,7 +70,7 @@ def draw_tree(
     compare: 'Tree | None' = None, # another tree of the same words: grey branches, marked phrases
 ) -> None:                     # nothing
     ("Draw a tree, word k at x = k. With `compare`, a bar lies over the words of each phrase: "
-     "blue if the other tree has the phrase, red if not; the whole sentence has no bar.")
+     "blue if the other tree has the phrase, orange if not; the whole sentence has no bar.")
     def branch(node):
         "Draw a node and what is below it."
         if not node.parts: ax.text(node.x, -.5, node.text, ha='center', va='baseline')
