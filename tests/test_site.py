@@ -52,7 +52,7 @@ alpha  = [
     md('links', 'See [page 120](120_beta.ipynb#Where-it-ends), [its cell](120_beta.ipynb#cell-last), [a test](../../tests/test_it.py), '
        '[data](../data.npz), [notes](../notes.md), [all](../../README.md), `[no](link.md)`, <a id="term"></a>[here](#term)'),
     md('exercises', '**Exercises.** 1. Why?'),
-    md('solutions', '## Solutions\n\nBecause.', 'hide-cell'),
+    md('solutions', '## Solutions\n\n1. First.\n2. Because.', 'hide-cell'),
     code('solution-1', '1 + 1', printed('2\n')),
     md('hood', '## Under the hood\n\nMore.', 'hide-cell')]
 beta = [md('title', '# Beta\n> The second page.'), md('ends', '## Where it ends'), code('last', '3', printed('3\n'))]
@@ -101,7 +101,7 @@ def test_folded_cells_and_solutions(toy):
     folds = re.findall(r'<details.*?</details>', html(toy), re.S)
     assert ['import torch' in words(o) for o in folds] == [True, False, False, False, False]
     assert 'machinery' in words(folds[1]) and 'much' in words(folds[1])
-    assert 'Because.' in folds[2] and '<summary>Solutions</summary>' in folds[2]
+    assert all(o in folds[2] for o in ('First.', 'Because.', '<summary>Solutions</summary>'))
     assert any('More.' in o and '<summary>Under the hood</summary>' in o for o in folds)
     assert 'Show the code of this solution' in folds[3] and '1 + 1' in words(folds[3]).replace('\xa0', ' ')
     assert not any('<details open' in o for o in folds)

@@ -65,7 +65,7 @@ def _code_cell(cell, heading):
 def _folded(text):
     "The text of a cell tagged `hide-cell`, folded below its headings."
     if '<details' in text: return text
-    head, body = re.match(r'((?:#{1,6} .*\n+|\s)*)(.*)', text, re.S).groups()
+    head, body = re.match(r'((?:#{1,6} [^\n]*\n+|\s)*)(.*)', text, re.S).groups()
     label = head.strip().split('\n')[-1].lstrip('# ') or 'Solutions'
     return f'{head}<details><summary>{label}</summary>\n\n{body}\n\n</details>' if body else text
 
