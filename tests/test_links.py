@@ -1,9 +1,9 @@
 "Links of the pages: the rules on small pages made here, and the book itself is up to date."
-import json, re
+import re
 from pathlib import Path
 import pytest
 from lotterybook.tools.links import NAV, bring_up_to_date, glossary, links
-from lotterybook.tools.pages import find_pages, page_cells
+from lotterybook.tools.pages import find_pages, page_cells, write_page
 
 root  = Path(__file__).resolve().parent.parent
 nbs   = root/'nbs'
@@ -29,7 +29,7 @@ def write(path, *sources, code=()):
     cells = [dict(cell_type='markdown', id=f'text-{i}', metadata={}, source=o.splitlines(keepends=True)) for i, o in enumerate(sources)]
     cells += [dict(cell_type='code', id=f'code-{i}', metadata={}, source=[o], execution_count=None,
                    outputs=[dict(output_type='stream', name='stdout', text=['kept\n'])]) for i, o in enumerate(code)]
-    path.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5), indent=1, ensure_ascii=False, sort_keys=True) + '\n')
+    write_page(path, dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5))
     return path
 
 @pytest.fixture

@@ -6,11 +6,11 @@
 __all__ = ['fold_tagged', 'Copied', 'copy_pages', 'without_widgets', 'lab']
 
 # %% ../../nbs/8_tools/830_lab.ipynb #export-imports
-import json, os, socket, sys
+import os, socket, sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
-from ..foundations.files import make_folder, write_atomically
+from ..foundations.files import make_folder, read_json, write_atomically
 from .pages import book_folder, page_text
 
 # %% ../../nbs/8_tools/830_lab.ipynb #export-fold
@@ -44,9 +44,9 @@ def _book_files(book):
 
 def _as_copied(file):
     "What the copy of `file` holds."
-    content = file.read_bytes()
-    if file.suffix != '.ipynb': return content
-    return page_text(fold_tagged(json.loads(content))).encode()
+    if file.suffix != '.ipynb': return file.read_bytes()
+    notebook = read_json(file, 'put a good copy of the page there')
+    return page_text(fold_tagged(notebook)).encode()
 
 def copy_pages(
     folder,          # where the copy is; made if it is missing
