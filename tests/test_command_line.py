@@ -3,7 +3,7 @@ import json, os, resource, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 from lotterybook.foundations.data import FILES
-from lotterybook.foundations.networks import NETWORKS
+from lotterybook.foundations.deep_networks import NETWORKS
 from lotterybook.foundations.sweeps import RunFailed
 from lotterybook.tickets.replicates import CONDITIONS, search_settings
 from lotterybook.tools.command_line import main, parser
@@ -43,8 +43,9 @@ def test_help_of_find_names_its_defaults(tmp_path):
     told = ' '.join(lotterybook('find', '--help', cwd=tmp_path).stdout.split())
     digits, mnist, (*usual, other) = search_settings('digits'), search_settings('mnist'), CONDITIONS
     assert f'1); default: {mnist["rate"]}' in told
-    assert f'default: {digits["steps"]:,} on digits, else {mnist["steps"]:,}' in told
-    assert f'{" or ".join(NETWORKS)}; default: {mnist["net"]}' in told
+    assert f'default: {digits["steps"]:,} on digits, else as in the paper (lenet: {mnist["steps"]:,})' in told
+    *nets, last = NETWORKS
+    assert f'{", ".join(nets)} or {last}; default: {mnist["net"]}' in told
     assert f'default: {",".join(usual)}; there is also {other}' in told
 
 def test_help_of_fetch_names_all_there_is_to_fetch(tmp_path):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence
 from lotterybook.foundations.data import load
 from lotterybook.foundations.fast_steps import FusedAdam
-from lotterybook.foundations.networks import build
+from lotterybook.foundations.deep_networks import build
 from lotterybook.foundations.running import Run, seeded, take_step
 from lotterybook.foundations.training import train, train_run
 from lotterybook.ordered_neurons.on_lstm import ONLSTM

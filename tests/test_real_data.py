@@ -19,6 +19,20 @@ def test_public_facts(name, real_data):
     published = dict(mnist=[5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949], fashion_mnist=[6000]*10)
     assert (data.y_train.bincount() + data.y_validation.bincount()).tolist() == published[name] # nothing lost between the parts
 
+def test_cifar10():
+    "As published by its authors: classes, and means of the channels as other libraries give them."
+    import torch
+    from lotterybook.foundations.data import load
+    folder = os.environ.get('LOTTERYBOOK_DATA')
+    if not folder or not (Path(folder)/'cifar-10-batches-py').is_dir(): skip('no CIFAR-10 in LOTTERYBOOK_DATA')
+    data = load('cifar10', folder=folder)
+    assert [len(o) for o in (data.x_train, data.x_validation, data.x_test)] == [45_000, 5_000, 10_000]
+    pixels = torch.cat([data.x_train, data.x_validation])
+    deviation, mean = torch.std_mean(pixels, dim=(0, 2, 3))
+    assert torch.allclose(mean, torch.tensor([.4914, .4822, .4465]), atol=1e-4)
+    assert torch.allclose(deviation, torch.tensor([.2470, .2435, .2616]), atol=1e-4)
+    assert (data.y_train.bincount() + data.y_validation.bincount()).tolist() == [5000]*10 == [5*n for n in data.y_test.bincount().tolist()]
+
 def test_validation_is_split_by_seed(real_data):
     from lotterybook.foundations.data import load
     first, again, other = (load('mnist', seed=o, folder=real_data) for o in (0, 0, 1))
@@ -103,7 +117,7 @@ def test_damaged_file_is_named(real_data, tmp_path):
 
 def test_mnist_is_learnt(real_data):
     from lotterybook.foundations.data import load
-    from lotterybook.foundations.networks import build
+    from lotterybook.foundations.deep_networks import build
     from lotterybook.foundations.training import train
     data = load('mnist', folder=real_data)
     assert train(build('lenet', data, seed=0), data, steps=500)['end_accuracy'] > .9 # 95 % is usual

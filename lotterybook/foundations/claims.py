@@ -87,14 +87,16 @@ def _picked(rows: list[dict], claim: dict, prefix: str, unit: str) -> dict:
                          'pick one each')
     return found
 
+_COMPARED = dict(difference=lambda x, y: x - y, relative=lambda x, y: (x - y)/y,
+                 log_ratio=lambda x, y: math.log(x/y))
+
 def compare(
     rows: list[dict],    # measurements
     claim: dict,         # what is compared with what
     unit: str = 'seed',  # the column by which they are paired
 ) -> dict:               # a number for each unit that has both
     "How far one group is from the other, unit by unit."
-    if claim.get('compare') not in ('difference', 'relative'):
-        raise ValueError(f'compare is difference or relative, not {claim.get("compare")!r}')
+    checked_name(claim.get('compare'), tuple(_COMPARED), 'compare')
     a, b = _picked(rows, claim, '', unit), _picked(rows, claim, 'against_', unit)
     both = {u: (a[u], b[u]) for u in a if u in b}
     for u, pair in both.items():
@@ -102,7 +104,10 @@ def compare(
             raise ValueError(f'{claim["value"]} of {unit} {u} is {pair[0]} against {pair[1]}')
         if claim['compare'] == 'relative' and not pair[1]:
             raise ValueError(f'{unit} {u}: nothing is relative to 0; compare by difference')
-    return {u: (x - y)/(y if claim['compare'] == 'relative' else 1) for u, (x, y) in both.items()}
+        if claim['compare'] == 'log_ratio' and min(pair) <= 0:
+            raise ValueError(f'{unit} {u}: {pair[0]} over {pair[1]} has no logarithm; '
+                             'compare by difference')
+    return {u: _COMPARED[claim['compare']](x, y) for u, (x, y) in both.items()}
 
 def _decided(claim: dict, values: list[float], least: int) -> dict:
     "A claim with its verdict; an interval without width decides nothing."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILES', 'FOLDERS', 'SOURCES', 'CHECKSUMS', 'CLASSIFICATION', 'DATASETS', 'Splits', 'from_tensors', 'from_dataset',
-           'check_splits', 'fetch', 'read_idx', 'load', 'data_folder']
+           'check_splits', 'fetch', 'read_idx', 'read_cifar', 'load', 'standardized', 'data_folder']
 
 # %% ../../nbs/7_foundations/735_data.ipynb #export-imports
 import math
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from .arguments import checked_name, checked_size
-from .files import DataFiles, data_folder, fetch_files, unpack
+from .files import (
+    DataFiles, data_folder, fetch_files, read_pickle, unpack, write_atomically)
 from .language_data import LANGUAGE_FILES, load_language
 from .randomness import rng
 _all_ = ['data_folder']  # of page 705, and public here too
@@ -131,6 +132,20 @@ def check_splits(
             raise ValueError(f'{part}: labels go from {low} to {high}, '
                              f'and {data.classes} classes from 0 to {data.classes - 1}')
 
+# %% ../../nbs/7_foundations/735_data.ipynb #export-cifar-files
+_CIFAR = ('data_batch_1', 'data_batch_2', 'data_batch_3', 'data_batch_4', 'data_batch_5')
+
+def _fetch_cifar(url: str, output_file: str, store: object) -> None:
+    "Fetch the archive once, and write one of its files. A downloader for pooch."
+    import pooch
+    address, _, name = url.rpartition('/')
+    archive = Path(output_file).parent/address.rpartition('/')[2]
+    if not archive.exists():
+        part = archive.with_suffix('.part')
+        pooch.HTTPDownloader()(address, str(part), store)
+        part.replace(archive)
+    write_atomically(output_file, unpack(archive, archive.read_bytes())[name])
+
 # %% ../../nbs/7_foundations/735_data.ipynb #export-files
 _PICTURE_FILES = {
     'mnist': DataFiles('MNIST/raw', 'https://ossci-datasets.s3.amazonaws.com/mnist/', {
@@ -151,7 +166,16 @@ _PICTURE_FILES = {
         't10k-images-idx3-ubyte.gz':
             '346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073',
         't10k-labels-idx1-ubyte.gz':
-            '67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5'})}
+            '67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5'}),
+    'cifar10': DataFiles('cifar-10-batches-py',
+        'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz/', {
+        'data_batch_1': '54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd',
+        'data_batch_2': '766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8',
+        'data_batch_3': '0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9',
+        'data_batch_4': '3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b',
+        'data_batch_5': 'd91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154',
+        'test_batch':   'f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831'},
+        '../cifar-10-python.tar.gz', download=_fetch_cifar)}
 FILES = _PICTURE_FILES | LANGUAGE_FILES        # every data set that has files
 FOLDERS = {name: o.folder for name, o in FILES.items()}
 SOURCES = {name: o.address for name, o in FILES.items()}
@@ -182,6 +206,24 @@ def read_idx(
                          f'and {len(numbers)} numbers')
     return numbers.reshape(shape)
 
+# %% ../../nbs/7_foundations/735_data.ipynb #export-cifar
+_ARRAYS = {('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): np.dtype}
+_ARRAYS |= {(f'numpy.{core}.multiarray', '_reconstruct'): np.zeros(1).__reduce__()[0]
+            for core in ('core', '_core')}  # before NumPy 2, and since
+
+def read_cifar(
+    path: str | Path,             # a batch in CIFAR's python version
+) -> tuple[np.ndarray, np.ndarray]: # images `(n, 3, 32, 32)` uint8, labels `(n,)` int64
+    "Read a batch of CIFAR-10 without running what a pickle may hold. Krizhevsky (2009)."
+    found = read_pickle(Path(path).read_bytes(), path, _ARRAYS, encoding='bytes')
+    try: images, labels = np.asarray(found[b'data']), np.asarray(found[b'labels'], np.int64)
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f'{path} is not a batch of CIFAR-10: it has no data and labels') from e
+    if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
+        raise ValueError(f'{path} is not a batch of CIFAR-10: {len(labels)} labels, and images of '
+                         f'shape {images.shape}, {images.dtype}, not bytes in rows of 3,072')
+    return images.reshape(-1, 3, 32, 32), labels
+
 # %% ../../nbs/7_foundations/735_data.ipynb #export-load
 def _digits(seed: int) -> Splits:
     "scikit-learn's digits: 1,000 train, 300 validation, 497 test."
@@ -192,20 +234,35 @@ def _digits(seed: int) -> Splits:
     rest, test = order[497:], order[:497]
     return from_tensors(x[rest], y[rest], x[test], y[test], 300, seed, 'digits')
 
+def _pictures(name: str, files: dict[str, Path]) -> tuple[list, list]:
+    "Images and labels for training and for testing. Bytes: a quarter of the memory."
+    if name == 'cifar10':
+        batches = [read_cifar(files[o]) for o in (*_CIFAR, 'test_batch')]
+        return [np.concatenate(o) for o in zip(*batches[:-1])], list(batches[-1])
+    def part(which):
+        x, y = (read_idx(files[f'{which}-{what}-ubyte.gz']) for what in
+                ('images-idx3', 'labels-idx1'))
+        return [x[:, None].copy(), y.astype(np.int64)]
+    return part('train'), part('t10k')
+
 def load(
     name: str,                         # one of `DATASETS`
     seed: int = 0,                     # of the validation split of pictures
     folder: str | Path | None = None,  # where they are; default `LOTTERYBOOK_DATA`, else the cache
-) -> Any:                              # `Splits`, `(n, 1, h, w)` in [0, 1]; or as `load_language`
-    "A data set by name; idx sets split 55,000 / 5,000 / 10,000. Frankle & Carbin (2019), appendix."
+) -> Any:                              # `Splits`, `(n, c, h, w)` in [0, 1]; or as `load_language`
+    "A data set by name; 5,000 training images validate. Frankle & Carbin (2019), appendix."
     if checked_name(name, DATASETS, 'data set') == 'digits': return _digits(seed)
     if name in LANGUAGE_FILES: return load_language(name, folder)
-    files = fetch(name, folder)
-    def part(which):
-        x = torch.from_numpy(read_idx(files[f'{which}-images-idx3-ubyte.gz']).copy())
-        return x.unsqueeze(1), torch.from_numpy(
-            read_idx(files[f'{which}-labels-idx1-ubyte.gz']).astype(np.int64))
-    # bytes up to here: a quarter of the memory
-    s = from_tensors(*part('train'), *part('t10k'), 5000, seed, name)
+    train, test = _pictures(name, fetch(name, folder))
+    s = from_tensors(*train, *test, 5000, seed, name)
     for x in (s.x_train, s.x_validation, s.x_test): x.div_(255)
     return s
+
+def standardized(
+    data: Splits,  # images `(n, channels, height, width)`
+) -> Splits:       # the same shapes; other tensors
+    "Each channel minus its mean, over its standard deviation, both of the training images."
+    deviation, mean = torch.std_mean(data.x_train, dim=(0, 2, 3), keepdim=True)
+    parts = {part: (getattr(data, part) - mean)/deviation
+             for part in ('x_train', 'x_validation', 'x_test')}
+    return data._replace(**parts)

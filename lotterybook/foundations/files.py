@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['write_atomically', 'make_folder', 'checked_file_name', 'read_json', 'folder_lock', 'DataFiles', 'data_folder',
-           'unpack', 'fetch_files', 'read_files']
+           'unpack', 'read_pickle', 'fetch_files', 'read_files']
 
 # %% ../../nbs/7_foundations/705_files.ipynb #export-imports
 import gzip
 import io
 import json
 import os
+import pickle
 import platform
 import re
 import tarfile
@@ -197,6 +198,27 @@ def unpack(
                          'put a good copy there') from e
     return {PurePosixPath(path).name: file for path, file in files.items()}
 
+# %% ../../nbs/7_foundations/705_files.ipynb #export-pickle
+class _Plain(pickle.Unpickler):
+    "Reads plain values, and what is admitted."
+    admitted: dict[tuple[str, str], object] = {}
+    def find_class(self, module, name):
+        if (module, name) in self.admitted: return self.admitted[module, name]
+        raise ValueError(f'it needs {module}.{name}, which may run any code')
+
+def read_pickle(
+    content: bytes,                                       # of one file
+    path: str | Path,                                     # for the error
+    admitted: dict[tuple[str, str], object] | None = None,# by module and name; None: nothing
+    encoding: str = 'utf-8',                              # of the text of Python 2
+) -> object:                                              # what was written
+    "Read a pickle of plain values; anything else in it is refused, and nothing is run."
+    reader = _Plain(io.BytesIO(content), encoding=encoding)
+    reader.admitted = admitted or {}
+    try: return reader.load()
+    except Exception as e:  # a damaged pickle raises any kind of error
+        raise ValueError(f'{path} is refused: {e}') from e
+
 # %% ../../nbs/7_foundations/705_files.ipynb #export-own
 def _verified(content: bytes, expected: str, place: str, files: DataFiles, file: str) -> bytes:
     "`content`, if it has the right checksum."
@@ -215,7 +237,7 @@ def _own(files: DataFiles, folder: Path | None) -> dict[str, tuple[Path, bytes]]
     for file, expected in files.checksums.items():
         path = next((home/o for o in names[file] if (home/o).is_file()), None)
         if path: found[file] = path, _verified(path.read_bytes(), expected, str(path), files, file)
-    archive = home/files.archive
+    archive = Path(os.path.normpath(home/files.archive))  # may lie beside a folder that is not there
     if files.archive and len(found) < len(files.checksums) and archive.is_file():
         inside = unpack(archive, archive.read_bytes())
         for file in files.checksums.keys() - found.keys():

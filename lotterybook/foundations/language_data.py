@@ -8,7 +8,6 @@ __all__ = ['WORD_TAGS', 'LANGUAGE_FILES', 'tree_class', 'parse_trees', 'clean_tr
 
 # %% ../../nbs/7_foundations/730_language_data.ipynb #imports-library
 import json
-import pickle
 import re
 import sys
 import tempfile
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING: from nltk import Tree
 from .arguments import checked_name
-from .files import DataFiles, read_files, unpack
-from .files import write_atomically
+from .files import (
+    DataFiles, read_files, read_pickle, unpack, write_atomically)
 
 # %% ../../nbs/7_foundations/730_language_data.ipynb #export-parse
 def tree_class() -> type:  # `nltk.Tree`
@@ -213,11 +212,6 @@ _SYNTAX = (  # constructions
     'prep_anim prep_inanim reflexive_sent_comp reflexives_across sent_comp simple_agrmt '
     'simple_npi_anim simple_npi_inanim simple_reflexives subj_rel vp_coord').split()
 
-class _Plain(pickle.Unpickler):
-    "Reads pickles of plain values only."
-    def find_class(self, module, name):
-        raise ValueError(f'refused: it needs {module}.{name}, which may run any code')
-
 def _fetch_syntax(url: str, output_file: str, store: object) -> None:
     "Fetch the pickles, one by one, and write their content as JSON. A downloader for pooch."
     import pooch
@@ -226,10 +220,7 @@ def _fetch_syntax(url: str, output_file: str, store: object) -> None:
         for name in _SYNTAX:
             path = Path(folder)/f'{name}.pickle'
             fetch(f'{base}/{path.name}', str(path), store)
-            with open(path, 'rb') as f:
-                try: held[name] = _Plain(f, encoding='utf-8').load()
-                except Exception as e:  # a damaged pickle raises any kind of error
-                    raise ValueError(f'{base}/{path.name}: {e}') from e
+            held[name] = read_pickle(path.read_bytes(), f'{base}/{path.name}')
     write_atomically(output_file, json.dumps(held, separators=(',', ':'),
                                              ensure_ascii=False, sort_keys=True))
 

@@ -156,6 +156,7 @@ def train_run(
     loss: Callable = F.cross_entropy,      # of logits and labels; validation uses cross-entropy
     eval_every: int = 100,                 # steps between validations
     hooks: Iterable[Hook] = (),            # more of them, before validation
+    augment: Callable | None = None,       # `(batches, seed) -> batches`; its name is a setting
     device: str | None = None,             # as PyTorch writes it; None: where the network is
     file: str | Path | None = None,        # for the run's state; None: not saved
     settings: dict | None = None,          # more that would change the result, such as a loss
@@ -175,6 +176,7 @@ def train_run(
     rates = map(lr, range(steps)) if lr else ()
     given = dict(steps=steps, batch_size=batch_size, eval_every=eval_every)
     if settings: given['settings'] = settings
+    if augment: given['augment'] = getattr(augment, '__name__', '')  # `settings` say more
     mark  = training_settings(run, rates, data[1:5], **given) if file else {}
     with flushed_denormals(), kept_generators(), \
          progress_bar(steps, progress, unit='step', initial=run.step) as bar:
@@ -182,6 +184,7 @@ def train_run(
         hooks   = [*rate, FiniteLoss(eval_every, steps), *hooks,
                    Validate(validation(data), eval_every, steps), ShowProgress(bar, eval_every)]
         batches = example_batches(data.x_train, data.y_train, batch_size, run.seed)
+        if augment: batches = augment(batches, run.seed)
         advance_kept(run, classification(loss), seeded(batches, run.seed), steps, hooks,
                      file=file, settings=mark, every=save_every)
         return _outcome(net, data, run)

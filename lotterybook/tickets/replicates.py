@@ -13,22 +13,25 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 import torch
 from ..foundations.arguments import (
     check_settings, checked_fraction, checked_name, checked_size)
+from ..foundations.augmentation import augmented
 from ..foundations.checksums import read_checked_json, write_checked_json
-from ..foundations.data import CLASSIFICATION, DATASETS, Splits, load
-from ..foundations.fast_steps import FusedAdam
+from ..foundations.data import (
+    CLASSIFICATION, DATASETS, Splits, load, standardized)
+from ..foundations.deep_networks import (
+    NETWORKS, RECIPES, build, make_optimizer, step_schedule)
 from ..foundations.files import folder_lock
-from ..foundations.networks import NETWORKS, build
 from ..foundations.running import Hook, Run
 from ..foundations.sweeps import read_result, read_run, sweep
 from ..foundations.training import train_run
-from ..pruning.allocation import per_layer
-from ..pruning.masks import remaining
+from ..pruning.allocation import global_, per_layer
+from ..pruning.masks import full_masks, remaining
 from ..pruning.schedules import checked_rounds, pruner
 from .controls import CONDITIONS, control_run
 from .iterative import find_ticket
@@ -78,47 +81,57 @@ def runs_before(
     return [dict(config, round=r, condition='ticket')] if r >= 0 else []
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-settings
+def _check_patterns(scale: dict[str, float], net: str) -> None:
+    "Raises ValueError if a pattern matches no weight of a network."
+    with torch.device('meta'): names = [name for name, _ in NETWORKS[net]().named_parameters()]
+    unknown = [p for p in scale if not any(fnmatchcase(name, p) for name in names)]
+    if unknown: raise ValueError(f'scale names {", ".join(unknown)}, which {net} does not have')
+
 def search_settings(
-    data: str = 'digits',     # a data set that `load` knows
-    net: str = 'lenet',       # a network that `build` knows
-    rounds: int = 15,         # of pruning
-    steps: int | None = None, # optimizer steps of each training; None: 1,000 on digits, else 50,000
-    rate: float = .2,         # fraction of the kept weights removed each round
-    scale: dict[str, float] | None = None, # factors of the rate; None: half for `output.weight`
-    lr: float = 1.2e-3,       # Adam's learning rate
-    batch_size: int = 60,     # examples per step
-    eval_every: int = 100,    # steps between validations
-    device: str = 'cpu',      # as PyTorch writes it
-) -> dict:                    # what all runs of a search have in common
-    "The settings of a search, checked. Defaults: Frankle & Carbin (2019), figure 2."
+    data: str = 'digits',       # a data set that `load` knows
+    net: str = 'lenet',         # a network that `build` knows; its recipe gives what is None
+    rounds: int = 15,           # of pruning
+    steps: int | None = None,   # optimizer steps of each training; None: 1,000 on digits
+    rate: float | None = None,  # fraction of the kept weights removed each round
+    scale: dict[str, float] | None = None, # factors of the rate, by pattern of weight names
+    lr: float | None = None,    # learning rate
+    batch_size: int | None = None, # examples per step
+    eval_every: int = 100,      # steps between validations
+    device: str = 'cpu',        # as PyTorch writes it
+    precision: str = 'float32', # or bfloat16, of products of weights and inputs
+) -> dict:                      # what all runs of a search have in common
+    "The settings of a search, checked. Defaults: `RECIPES`, after Frankle & Carbin (2019)."
     if data not in CLASSIFICATION:
         what = 'is not for classification' if data in DATASETS else 'is unknown'
         raise ValueError(f'data set {data!r} {what}; known are {", ".join(CLASSIFICATION)}')
     checked_name(net, NETWORKS, 'network')
-    checked_fraction(rate, 'rate'); checked_rounds(rounds)
+    checked_name(precision, ('float32', 'bfloat16'), 'precision')
     try: there = torch.device(device).type != 'cuda' or torch.cuda.is_available()
     except RuntimeError as e:
         raise ValueError(f'device={device!r} is none that PyTorch knows: {e}') from e
     if not there: raise ValueError(f'device={device!r}: PyTorch finds no CUDA device here')
-    scale = {'output.weight': .5} if scale is None else dict(scale)
-    with torch.device('meta'): names = {name for name, _ in NETWORKS[net]().named_parameters()}
-    if unknown := scale.keys() - names:
-        raise ValueError(f'scale names {", ".join(sorted(unknown))}, which {net} does not have')
-    steps = (1000 if data == 'digits' else 50_000) if steps is None else steps
-    if not lr > 0: raise ValueError(f'lr={lr} must be above 0')
-    for name, factor in scale.items():
-        if not 0 <= rate*factor < 1:
-            raise ValueError(f'scale of {name}: {factor} times the rate of {rate} is not in [0, 1)')
-    sizes = dict(steps=steps, batch_size=batch_size, eval_every=eval_every)
-    for name, size in sizes.items(): checked_size(size, name)
-    return dict(data=data, net=net, rounds=rounds, steps=steps, rate=rate, scale=scale, lr=lr,
-                batch_size=batch_size, eval_every=eval_every, device=device)
+    if steps is None and data == 'digits': steps = 1000
+    given  = dict(steps=steps, rate=rate, scale=scale, lr=lr, batch_size=batch_size)
+    chosen = {k: RECIPES[net][k] if v is None else v for k, v in given.items()}
+    _check_patterns(chosen['scale'], net)
+    checked_fraction(chosen['rate'], 'rate'); checked_rounds(rounds)
+    if not chosen['lr'] > 0: raise ValueError(f'lr={lr} must be above 0')
+    for name, factor in chosen['scale'].items():
+        if not 0 <= chosen['rate']*factor < 1:
+            raise ValueError(f'scale of {name}: {factor} times the rate of {chosen["rate"]} '
+                             'is not in [0, 1)')
+    for name in ('steps', 'batch_size'): checked_size(chosen[name], name)
+    checked_size(eval_every, 'eval_every')
+    chosen['scale'] = dict(chosen['scale'])
+    return dict(data=data, net=net, rounds=rounds, **chosen, eval_every=eval_every, device=device,
+                precision=precision)
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-run
 @lru_cache(maxsize=3)
 def _data(name: str, seed: int) -> Splits:
     "A replicate's data; three are kept, because workers change between neighbouring seeds."
-    return load(name, seed)
+    data = load(name, seed)
+    return standardized(data) if name == 'cifar10' else data
 
 class _CountSteps(Hook):
     "Append a byte every so many steps to a file of all processes; its size counts the steps."
@@ -142,19 +155,31 @@ def classification_parts(
     settings: dict, # of `search_settings`
 ) -> tuple[Callable, Callable, Callable]: # make_run, train, prune
     "What a search of classifiers is made of."
+    recipe  = RECIPES[settings['net']] | settings
     options = {k: settings[k] for k in ('steps', 'batch_size', 'eval_every', 'device')}
+    if 'milestones' in recipe:
+        options['lr'] = step_schedule(recipe['lr'], recipe['steps'], recipe['milestones'])
+    if recipe.get('augment') and settings['data'] == 'cifar10': options['augment'] = augmented
+    def precise():
+        "A block in which products have the precision of the settings."
+        device = torch.device(settings['device']).type
+        return torch.autocast(device, torch.bfloat16, settings['precision'] == 'bfloat16',
+                              cache_enabled=False)  # else the weights of the first step stay
     def make_run(seed: int) -> Run:
         "An untrained network."
         net = build(settings['net'], _data(settings['data'], 0))  # of the same shape for every seed
-        return Run(net, FusedAdam(net.parameters(), lr=settings['lr']), seed=seed)
+        net = net.to(memory_format=torch.channels_last)           # convolutions are faster so
+        masks = full_masks(net, recipe.get('exclude', ()))
+        return Run(net, make_optimizer(recipe, net), masks, seed)
     def train(run: Run) -> dict:
         "Train a round, with its state in a file if the search has a folder."
         file  = run.file and step_file(run.file.parent)
         hooks = [_CountSteps(file, settings['eval_every'])] if file else []
         data  = _data(settings['data'], run.seed)
-        return train_run(run, data, file=run.file, hooks=hooks, **options)
-    scaled = partial(per_layer, scale=settings['scale'])
-    return make_run, train, pruner(settings['rate'], allocation=scaled)
+        with precise(): return train_run(run, data, file=run.file, hooks=hooks, **options)
+    allocate = (partial(per_layer, scale=recipe['scale']) if recipe['allocation'] == 'per_layer'
+                else global_)
+    return make_run, train, pruner(recipe['rate'], allocation=allocate)
 
 def ticket_file(
     out: str | Path,  # folder of a search
@@ -189,9 +214,11 @@ def run_one(
     found = outcome if isinstance(outcome, dict) else dict(outcome=outcome)
     return dict(found, remaining=remaining(masks), seconds=time.perf_counter() - began)
 
+_NEUTRAL = dict(precision='float32')  # settings that older searches did not have
+
 def _identity(settings: dict) -> dict:
     "The settings that identify a search: not the number of rounds, which may grow."
-    return {k: v for k, v in settings.items() if k != 'rounds'}
+    return {k: v for k, v in settings.items() if k != 'rounds' and _NEUTRAL.get(k) != v}
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-table
 COLUMNS = ('seed', 'round', 'condition', 'remaining')  # of every search

@@ -50,15 +50,19 @@ def _find_arguments(parser):
                             help=help)
     parser.add_argument('--out', required=True, metavar='DIR',
                         help='folder for rows.csv, curve.png and the tickets')
-    add('--data',           str,     'NAME', 'digits, mnist or fashion_mnist; default: digits')
-    add('--net',            str,     'NAME', 'lenet or batchnorm_mlp; default: lenet')
+    add('--data',           str,     'NAME', 'digits, mnist, fashion_mnist or cifar10; '
+                                             'default: digits')
+    add('--net',            str,     'NAME', 'lenet, batchnorm_mlp, conv2, conv4, conv6, resnet18, '
+                                             'resnet20, vgg16 or vgg19; default: lenet')
     add('--rounds',         int,     'N',    'rounds of pruning; default: 15')
     add('--seeds',          int,     'N',    'replicates; default: 5')
     add('--seed',           int,     'N',    'seed of the first replicate; default: 0')
     add('--rate',           float,   'P',    'fraction of the surviving weights removed each '
                                              'round, in (0, 1); default: 0.2')
     add('--steps',          int,     'N',    'optimizer steps of one training; '
-                                             'default: 1,000 on digits, else 50,000')
+                                             'default: 1,000 on digits, else as in the paper '
+                                             '(lenet: 50,000)')
+    add('--precision',      str,     'NAME', 'float32 or bfloat16; default: float32')
     add('--conditions',     _names,  'LIST', 'comma-separated; default: '
                                              'ticket,reinit,shuffled,random,one_shot; '
                                              'there is also magnitude_at_init')
@@ -71,7 +75,7 @@ def _find_arguments(parser):
 def _fetch_arguments(parser):
     "Arguments of `lotterybook fetch`"
     parser.add_argument('names', nargs='+', metavar='NAME',
-                        help='mnist, fashion_mnist, ptb, wikitext_2, brown, treebank, '
+                        help='mnist, fashion_mnist, cifar10, ptb, wikitext_2, brown, treebank, '
                              'propositional_logic, syntactic_evaluation')
 
 def _site_arguments(parser):

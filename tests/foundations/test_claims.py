@@ -1,4 +1,5 @@
 "Claims: verdicts and intervals by hand, groups that no row has, rows and claims that do not fit."
+import math
 import pytest
 from lotterybook.foundations.claims import compare, decide, p_value, verdict, verdict_groups, verdict_table
 from lotterybook.foundations.results import interval
@@ -121,3 +122,11 @@ def test_groups_of_verdicts():
     assert verdict_groups(pair, lambda c: 'both', percent).data.split('\n')[2] == '| both (2) | -50.0 % to -25.0 % | 2 hold (1 not by Holm) |'
     lines = verdict_groups(got, lambda c: c['compare']).data.split('\n')
     assert lines[2:] == ['| relative (2) | -0.250 | 1 holds, 1 undecided |', '| difference (1) | -100.000 | 1 fails |']
+
+def test_log_ratio():
+    "Twice and half are equally far from the same; what has no logarithm is named."
+    rows = [dict(seed=s, who=w, steps=n) for s, (a, b) in enumerate([(200, 100), (100, 200)]) for w, n in (('a', a), ('b', b))]
+    claim = dict(value='steps', compare='log_ratio', who='a', against_who='b')
+    assert compare(rows, claim) == {0: pytest.approx(math.log(2)), 1: pytest.approx(-math.log(2))}
+    with pytest.raises(ValueError, match='0 over 100 has no logarithm'): compare([dict(rows[0], steps=0), rows[1]], claim)
+    with pytest.raises(ValueError, match="'ratio'.*difference, relative, log_ratio"): compare(rows, dict(claim, compare='ratio'))

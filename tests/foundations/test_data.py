@@ -1,13 +1,14 @@
 "Data sets: how they are split, inputs that float32 cannot hold, parts that do not fit, odd data sets and files."
-import gzip, re
+import gzip, os, pickle, re, tarfile
 import numpy as np
 import pytest, torch
 from PIL import Image
 from torch.utils.data import TensorDataset
 from lotterybook.foundations import files
-from lotterybook.foundations.data import (DATASETS, FOLDERS, check_splits, data_folder, fetch, from_dataset, from_tensors,
-                                          load, read_idx)
+from lotterybook.foundations.data import (FILES, DATASETS, FOLDERS, check_splits, data_folder, fetch, from_dataset, from_tensors,
+                                          load, read_cifar, read_idx, standardized)
 
+files_of_cifar = FILES['cifar10']
 x, y = torch.randn(40, 3), torch.arange(40) % 4
 digits = load('digits')
 
@@ -126,3 +127,74 @@ def test_damaged_data_sets(tmp_path):
     for call in (load, fetch):
         with pytest.raises(ValueError, match='ptb.train.txt is damaged or was changed'): call('ptb', folder=tmp_path)
     assert [data_folder(tmp_path), fetch('digits'), set(FOLDERS) | {'digits'}] == [tmp_path, {}, set(DATASETS)]
+
+# --- CIFAR-10: pickles that may hold arrays and plain values, and nothing else
+
+pixels = np.random.default_rng(0).integers(0, 256, (7, 3072), np.uint8)
+batch  = {b'batch_label': b'made here', b'labels': [3, 1, 4, 1, 5, 9, 2], b'data': pixels, b'filenames': [b'a.png']*7}
+
+class Trap:
+    "Unpickled, it would make a folder."
+    def __init__(self, path): self.path = str(path)
+    def __reduce__(self): return os.mkdir, (self.path,)
+
+def test_a_batch(tmp_path):
+    "Red, then green, then blue, row by row."
+    file = tmp_path/'batch'
+    file.write_bytes(pickle.dumps(batch, protocol=4))
+    images, labels = read_cifar(file)
+    assert images.shape == (7, 3, 32, 32) and labels.tolist() == batch[b'labels'] and labels.dtype == np.int64
+    assert [images[2, 0, 0, 1], images[2, 1, 3, 5], images[2, 2, 31, 31]] == [pixels[2, 1], pixels[2, 1024 + 3*32 + 5], pixels[2, -1]]
+
+@pytest.mark.parametrize('odd', ['trap', 'array', 'function'])
+def test_anything_else_in_a_batch_is_refused_and_not_run(tmp_path, odd):
+    trap = tmp_path/'trap'
+    inside = dict(trap=Trap(trap), array=np.array([Trap(trap)], object), function=os.getcwd)[odd]
+    file = tmp_path/'batch'
+    file.write_bytes(pickle.dumps(batch | {b'extra': inside}, protocol=4))
+    with pytest.raises(ValueError, match='batch is refused: it needs '): read_cifar(file)
+    assert not trap.exists()
+
+@pytest.mark.parametrize('odd, why', [
+    ({b'labels': [1]}, 'no data and labels'), ([1, 2], 'no data and labels'), (batch | {b'labels': [1, 2]}, '2 labels, and images'),
+    (batch | {b'data': pixels/255}, 'float64'), (batch | {b'data': pixels[:, :3000]}, '(7, 3000)'),
+    (batch | {b'labels': ['cat']*7}, 'no data and labels')])
+def test_odd_batches(tmp_path, odd, why):
+    (tmp_path/'batch').write_bytes(pickle.dumps(odd, protocol=4))
+    with pytest.raises(ValueError, match=f'batch is not a batch of CIFAR-10.*{re.escape(why)}'): read_cifar(tmp_path/'batch')
+
+def test_a_batch_cut_short(tmp_path):
+    whole = pickle.dumps(batch, protocol=4)
+    for n in (0, 1, 50, len(whole)//2, len(whole) - 1):
+        (tmp_path/'batch').write_bytes(whole[:n])
+        with pytest.raises(ValueError, match='batch is refused'): read_cifar(tmp_path/'batch')
+
+def test_an_archive_beside_the_folder(tmp_path, monkeypatch):
+    "The archive is read where other libraries leave it, and fetched once."
+    from hashlib import sha256
+    contents = {name: pickle.dumps(batch | {b'labels': [k]*7}, protocol=4)
+                for k, name in enumerate(files_of_cifar.checksums)}
+    archive = tmp_path/'cifar-10-python.tar.gz'
+    with tarfile.open(archive, 'w:gz') as t:
+        for name, content in contents.items():
+            (tmp_path/name).write_bytes(content)
+            t.add(tmp_path/name, f'cifar-10-batches-py/{name}')
+            (tmp_path/name).unlink()
+    made = files_of_cifar._replace(checksums={name: sha256(o).hexdigest() for name, o in contents.items()},
+                                   address='http://127.0.0.1:9/cifar-10-python.tar.gz/')
+    assert files.read_files(made, tmp_path) == contents
+    import pooch
+    fetched = []
+    class Copy:
+        def __call__(self, url, out, store):
+            fetched.append(url)
+            open(out, 'wb').write(archive.read_bytes())
+    monkeypatch.setattr(pooch, 'HTTPDownloader', Copy)
+    monkeypatch.setenv('LOTTERYBOOK_CACHE', str(tmp_path/'cache'))
+    monkeypatch.delenv('LOTTERYBOOK_DATA', raising=False)
+    assert files.read_files(made) == contents and fetched == ['http://127.0.0.1:9/cifar-10-python.tar.gz']
+
+def test_standardized():
+    data = standardized(digits)
+    assert abs(data.x_train.mean()) < 1e-5 and abs(data.x_train.std() - 1) < 1e-5
+    assert torch.allclose(data.x_test[3] - data.x_test[5], (digits.x_test[3] - digits.x_test[5])/digits.x_train.std(), atol=1e-5)

@@ -155,10 +155,10 @@ def test_pickles_of_plain_values(tmp_path, monkeypatch):
         assert _syntax(read_files(syntax)) == held
         (tmp_path/'cache'/'syneval'/'syneval.json').unlink()
         (public/'vp_coord.pickle').write_bytes(pickle.dumps(Trap(tmp_path/'trap')))
-        refused(OSError, 'vp_coord.pickle: refused: it needs', read_files, syntax)
+        refused(OSError, 'vp_coord.pickle is refused: it needs', read_files, syntax)
         assert not (tmp_path/'trap').exists()
         (public/'vp_coord.pickle').write_bytes(b'no pickle')
-        refused(OSError, 'vp_coord.pickle: ', read_files, syntax)
+        refused(OSError, 'vp_coord.pickle is refused: ', read_files, syntax)
     finally: server.shutdown(); server.server_close()
     (tmp_path/'syneval').mkdir()
     (tmp_path/'syneval'/'syneval.json.gz').write_bytes(gzip.compress(as_json))

@@ -1,8 +1,7 @@
 "Networks: sizes and names, published distributions, seeds, unknown names."
 import math
 import pytest, torch
-from lotterybook.foundations.data import load
-from lotterybook.foundations.networks import batchnorm_mlp, build, lenet
+from lotterybook.foundations.networks import batchnorm_mlp, glorot_normal_, lenet
 torch.set_num_threads(1)
 
 def test_lenet_is_the_network_of_the_paper():
@@ -35,7 +34,13 @@ def test_batchnorm_mlp():
     assert torch.equal(net.norm2.weight, torch.full((8,), .5))
     assert net(torch.zeros(3, 64)).shape == (3, 10)
 
-def test_by_name():
-    digits = load('digits')
-    assert build('lenet', digits)(digits.x_train[:5]).shape == (5, 10)
-    with pytest.raises(ValueError, match='known are lenet'): build('lenet5', digits)
+def test_a_shape_is_as_good_as_a_number():
+    for net in (lenet, batchnorm_mlp):
+        a, b = net(784, seed=0).state_dict(), net((1, 28, 28), seed=0).state_dict()
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+def test_convolutions_count_their_window():
+    "Fan-in and fan-out of a convolution: channels times the numbers in its window."
+    conv = glorot_normal_(torch.nn.Sequential(torch.nn.Conv2d(64, 128, 3)))[0]
+    assert abs(conv.weight.std().item()/math.sqrt(2/(9*64 + 9*128)) - 1) < 4/math.sqrt(2*conv.weight.numel())
+    assert (conv.bias == 0).all()

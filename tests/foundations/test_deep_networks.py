@@ -1,0 +1,68 @@
+"Deep networks: published counts of weights, where they begin, image sizes, schedules, recipes."
+import math
+from fnmatch import fnmatchcase
+import pytest, torch
+from lotterybook.foundations.data import CLASSIFICATION, load
+from lotterybook.foundations.deep_networks import (
+    NETWORKS, RECIPES, ResidualBlock, build, conv2, conv6, make_optimizer, resnet20, step_schedule, vgg16, vgg19)
+torch.set_num_threads(1)
+digits = load('digits')
+
+@pytest.mark.parametrize('name, million', [  # Frankle & Carbin (2019), figure 2; their Conv-6 has 1.7 million, see the page
+    ('lenet', .266), ('conv2', 4.3), ('conv4', 2.4), ('resnet18', .271), ('vgg19', 20.0)])
+def test_as_many_weights_as_published(name, million):
+    n = sum(p.numel() for p in NETWORKS[name]().parameters() if p.dim() > 1)
+    assert n/1e6 == pytest.approx(million, rel=.011)
+
+@pytest.mark.parametrize('name', [n for n in NETWORKS if 'vgg' not in n])
+def test_every_network_takes_digits_and_a_seed(name):
+    net = build(name, digits, seed=3)
+    again = build(name, digits, seed=3).state_dict()
+    assert all(torch.equal(p, again[k]) for k, p in net.state_dict().items())
+    assert net(digits.x_train[:4]).shape == (4, 10)
+    assert not torch.equal(build(name, digits, seed=4).output.weight, net.output.weight)
+
+def test_depth():
+    "Convolutions of ResNet-20 without its two shortcuts; VGG's without its linear layer."
+    def convolutions(net): return [k for k, o in net.named_modules() if isinstance(o, torch.nn.Conv2d)]
+    assert sum('shortcut' not in k for k in convolutions(resnet20())) == 19
+    assert [k for k in convolutions(resnet20()) if 'shortcut' in k] == ['block21.shortcut.conv', 'block31.shortcut.conv']
+    assert [len(convolutions(vgg16())), len(convolutions(vgg19()))] == [13, 16]
+
+def test_a_block_adds_to_its_input():
+    block = ResidualBlock(4, 4).eval()
+    torch.nn.init.zeros_(block.norm2.weight)
+    x = torch.randn(2, 4, 6, 6)
+    assert torch.equal(block(x), x.relu())
+    assert ResidualBlock(4, 8, 2)(x).shape == (2, 8, 3, 3)
+
+def test_he_normal_and_scales():
+    net = resnet20(seed=0)
+    w = net.block33.conv2.weight
+    assert abs(w.std().item()/math.sqrt(2/(9*64)) - 1) < 4/math.sqrt(2*w.numel())
+    gammas = torch.cat([o.weight for o in net.modules() if isinstance(o, torch.nn.BatchNorm2d)]).detach()
+    assert 0 <= gammas.min() and gammas.max() < 1 and abs(gammas.mean() - .5) < .05
+    assert all((o.weight == .5).all() for o in vgg16(gamma=.5).modules() if isinstance(o, torch.nn.BatchNorm2d))
+
+def test_images_too_small():
+    assert conv6((3, 8, 8))(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
+    with pytest.raises(ValueError, match='4 × 4 pixels too often; it needs 8 × 8'): conv6((3, 4, 4))
+    with pytest.raises(ValueError, match='8 × 8 pixels are too few'): vgg16((3, 8, 8))
+    with pytest.raises(ValueError, match='known are lenet'): build('lenet5', digits)
+
+def test_schedule_by_hand():
+    rate = step_schedule(1., 100, (.5, .75), warmup=.1)
+    assert [rate(t) for t in (0, 4, 9, 10, 49)] == pytest.approx([.1, .5, 1, 1, 1])
+    assert [rate(t) for t in (50, 74, 75, 99)] == pytest.approx([.1, .1, .01, .01])
+    assert step_schedule(.1, 100, ())(99) == .1
+
+def test_recipes_fit_their_networks():
+    assert RECIPES.keys() == NETWORKS.keys()
+    for name, recipe in RECIPES.items():
+        with torch.device('meta'): net = NETWORKS[name]()
+        names = [k for k, _ in net.named_parameters()]
+        for pattern in (*recipe['scale'], *recipe.get('exclude', ())):
+            assert any(fnmatchcase(k, pattern) for k in names), (name, pattern)
+        kind, group = type(make_optimizer(recipe, net)).__name__, make_optimizer(recipe, net).param_groups[0]
+        assert kind == ('FusedAdam' if recipe['optimizer'] == 'adam' else 'SGD')
+        assert [group['lr'], group['weight_decay']] == [recipe['lr'], recipe.get('weight_decay', 0)]
