@@ -88,7 +88,7 @@ def _picked(rows: list[dict], claim: dict, prefix: str, unit: str) -> dict:
     return found
 
 _COMPARED = dict(difference=lambda x, y: x - y, relative=lambda x, y: (x - y)/y,
-                 log_ratio=lambda x, y: math.log(x/y))
+                 log_ratio=lambda x, y: math.log(x/y), alone=lambda x, y: x)
 
 def compare(
     rows: list[dict],    # measurements
@@ -97,7 +97,8 @@ def compare(
 ) -> dict:               # a number for each unit that has both
     "How far one group is from the other, unit by unit."
     checked_name(claim.get('compare'), tuple(_COMPARED), 'compare')
-    a, b = _picked(rows, claim, '', unit), _picked(rows, claim, 'against_', unit)
+    a = _picked(rows, claim, '', unit)
+    b = a if claim['compare'] == 'alone' else _picked(rows, claim, 'against_', unit)
     both = {u: (a[u], b[u]) for u in a if u in b}
     for u, pair in both.items():
         if any(v is None or not math.isfinite(v) for v in pair):

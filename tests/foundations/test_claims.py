@@ -129,4 +129,11 @@ def test_log_ratio():
     claim = dict(value='steps', compare='log_ratio', who='a', against_who='b')
     assert compare(rows, claim) == {0: pytest.approx(math.log(2)), 1: pytest.approx(-math.log(2))}
     with pytest.raises(ValueError, match='0 over 100 has no logarithm'): compare([dict(rows[0], steps=0), rows[1]], claim)
-    with pytest.raises(ValueError, match="'ratio'.*difference, relative, log_ratio"): compare(rows, dict(claim, compare='ratio'))
+    with pytest.raises(ValueError, match="'ratio'.*difference, relative, log_ratio, alone"): compare(rows, dict(claim, compare='ratio'))
+
+def test_a_value_alone():
+    "Nothing stands beside it; its second group may be empty, as in a table that has other claims."
+    rows = [dict(seed=s, who='a', barrier=.01*s) for s in range(5)]
+    claim = dict(claim='stable', value='barrier', compare='alone', who='a', against_who=None, side='below', margin=.06)
+    assert compare(rows, claim) == {s: .01*s for s in range(5)}
+    assert decide(rows, [claim])[0]['verdict'] == 'holds'
