@@ -40,6 +40,8 @@ def augmented(
     checked_size(shift, 'shift', least=0)
     def changed(x: Tensor, g: Generator) -> Tensor:
         "One batch of images."
+        if x.dim() != 4: raise ValueError(f'inputs of shape {tuple(x.shape)} are no images '
+                                          '(n, channels, height, width)')
         def pixels(): return torch.randint(-shift, shift + 1, (len(x),), generator=g).to(x.device)
         turned = (torch.rand(len(x), generator=g) < .5).to(x.device) & mirror
         x = torch.where(turned[:, None, None, None], x.flip(-1), x)

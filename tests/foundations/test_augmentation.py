@@ -50,7 +50,7 @@ def test_training_sees_them_and_validation_does_not(tmp_path):
         net = lenet(64, seed=0)
         run = Run(net, FusedAdam(net.parameters()))
         return train_run(run, digits, steps=20, eval_every=10, **options), net
-    (with_, a), (without, b) = trained(augment=augmented), trained()
+    (_, a), (_, b) = trained(augment=augmented), trained()
     assert not torch.equal(a.layer1.weight, b.layer1.weight)
     def refused(batches, seed): raise AssertionError('asked for')
     with pytest.raises(AssertionError, match='asked for'): trained(augment=refused)

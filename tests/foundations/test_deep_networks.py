@@ -2,9 +2,9 @@
 import math
 from fnmatch import fnmatchcase
 import pytest, torch
-from lotterybook.foundations.data import CLASSIFICATION, load
+from lotterybook.foundations.data import load
 from lotterybook.foundations.deep_networks import (
-    NETWORKS, RECIPES, ResidualBlock, build, conv2, conv6, make_optimizer, resnet20, step_schedule, vgg16, vgg19)
+    NETWORKS, RECIPES, ResidualBlock, build, conv6, make_optimizer, resnet20, step_schedule, vgg16, vgg19)
 torch.set_num_threads(1)
 digits = load('digits')
 
