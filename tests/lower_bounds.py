@@ -8,7 +8,7 @@ from packaging.specifiers import SpecifierSet
 ini = ConfigParser(delimiters=['=']); ini.read(Path(__file__).resolve().parent.parent/'settings.ini', encoding='utf-8')
 settings = ini['DEFAULT']
 
-def lower_bounds(extras=('notebooks', 'language', 'cluster', 'dev')):
+def lower_bounds(extras=('notebooks', 'structured', 'language', 'cluster', 'dev')):
     "`name==version` of each requirement with a lower bound, of the library and of its extras"
     for key in ('requirements', *(f'{o}_requirements' for o in extras)):
         for wanted in (Requirement(o) for o in settings[key].split('\n') if o.strip()):

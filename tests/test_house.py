@@ -255,8 +255,8 @@ def test_all_that_is_installed_is_pinned():
     lines = [o for o in lines if o and not o.startswith('#')]
     assert all(re.fullmatch(r'[\w-]+==[\w.]+', o) for o in lines), 'exact versions only, and no addresses'
     pins  = {plain(name): version for name, version in (o.split('==') for o in lines)}
-    assert requirements('requirements', 'notebooks_requirements', 'cluster_requirements', 'site_requirements', 'clients_requirements',
-                        'dev_requirements') <= set(pins)
+    assert requirements('requirements', 'notebooks_requirements', 'structured_requirements', 'cluster_requirements',
+                        'site_requirements', 'clients_requirements', 'dev_requirements') <= set(pins)
     have  = brought(pins)
     assert len(have) > 30 and not have - set(pins), f'not in tests/constraints.txt: {sorted(have - set(pins))}'
 
