@@ -208,8 +208,10 @@ def test_any_masks(seed, share):
     net, g = lived_in(Residual(), seed), torch.Generator().manual_seed(seed)
     masks = {f'norm{i}': torch.rand(6 if i < 3 else 12, generator=g) < share for i in range(6)}
     small = same(net, masks, image, keep_shared=True, keep_one=True)
-    with torch.no_grad(): assert small.norm1.num_features == max(1, int(masks['norm1'].sum()))
-    assert small.norm0.num_features == max(1, int((masks['norm0'] | masks['norm2']).sum()))
+    assert small.norm1.num_features == max(1, int(masks['norm1'].sum()))
+    union = int((masks['norm0'] | masks['norm2']).sum())
+    alive = union and masks['norm0'].any() and masks['norm1'].any()      # else the stream is constant, and one more may stay
+    assert small.norm0.num_features in ({union} if alive else {union, union + 1})
 
 def test_depthwise():
     "A depthwise convolution loses the channel too; its norm decides with the one before."
