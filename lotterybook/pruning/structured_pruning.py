@@ -238,12 +238,12 @@ def _check_shared(group: _Group, pruned: dict[str, list[int]], stuck: list[int])
     "Raises ValueError that names the layers by which pruned channels are still in use."
     def prunes(name): return _asked(group._replace(makers={name: group.makers[name]}), pruned)
     first = next(name for name in group.makers if prunes(name) & set(stuck))
-    if not group.readers:
-        raise ValueError(f'channels {stuck} of {first!r} are outputs of the network')
+    which = f'channels {", ".join(map(str, stuck[:5]))}{", ..."*(len(stuck) > 5)} of {first!r}'
+    if not group.readers: raise ValueError(f'{which} are outputs of the network')
     keep = [name for name in group.makers if not set(stuck) <= prunes(name) and
             not group.after[name] <= group.makers.keys()]  # of a layer and its norm, the norm
     raise ValueError(
-        f'residual shortcuts mismatched: channels {stuck} of {first!r} are pruned, and '
+        f'residual shortcuts mismatched: {which} are pruned, and '
         f'{", ".join(keep) or "the input"} still feed them to {", ".join(group.readers)}; prune '
         'them in all these layers (choose_channels does), or keep them with keep_shared=True')
 
@@ -253,7 +253,8 @@ def _spare(net: nn.Module, group: _Group, gone: set[int], pruned: dict[str, list
     "Let a layer that would lose all its channels keep the first. Was there one?"
     for name, places in group.makers.items():
         mine = [number for number in places.values() if number in gone]
-        if not mine or len(mine) < len(_rows(m := net.get_submodule(name), m.weight)): continue
+        weight = (m := net.get_submodule(name)).weight  # None: a norm without scales
+        if not mine or weight is None or len(mine) < len(_rows(m, weight)): continue
         if not keep_one: raise ValueError(f'no channel of {name!r} would be left; keep one, '
                                           'or let the first stay with keep_one=True')
         for other in group.makers.keys() & pruned.keys():
@@ -271,9 +272,9 @@ def _fold(net: nn.Module, name: str, gone: list[int], inputs: Tensor, approximat
         even = even and not layer.transposed and not (pads and layer.padding_mode == 'zeros')
         if layer.transposed: strides = prod(layer.stride)
     if not even and not approximate:
-        raise ValueError(f'pruned channels put constants into {name!r}, which pads with zeros: '
-                         'at the borders no bias is exact. Prune the shifts of their norms, too, '
-                         'or accept the difference with approximate=True')
+        raise ValueError(f'pruned channels put constants into {name!r}, where no bias is exact '
+                         '(zeros are padded, or the convolution is transposed). Prune the shifts '
+                         'of their norms, too, or accept a difference with approximate=True')
     rows  = _rows(layer, layer.weight).view(-1, len(inputs), layer.weight[0, 0].numel())
     added = rows[:, gone].sum(2) @ values.mean(1)/strides
     layer.bias = nn.Parameter(added if layer.bias is None else layer.bias + added)
@@ -302,7 +303,7 @@ def remove_channels(
     example: Any,              # inputs, as in `net(example)`; a tuple or a dict of several
     keep_shared: bool = False, # keep channels that another layer of their group still feeds?
     keep_one: bool = False,    # keep a channel of a layer that would lose all?
-    approximate: bool = False, # accept a difference at the borders of padded convolutions?
+    approximate: bool = False, # accept a difference where padded zeros make no bias exact?
 ) -> nn.Module:                # smaller; puts out what the masked network does, in evaluation mode
     "Cut pruned channels out of a network. Groups: Fang et al. (2023), by torch-pruning."
     net    = unwrapped(net)
