@@ -12,6 +12,7 @@ __all__ = ['COLUMNS', 'MEASURES', 'search_plan', 'run_file', 'runs_before', 'sea
 import os
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
@@ -28,7 +29,7 @@ from ..foundations.deep_networks import (
     NETWORKS, RECIPES, build, make_optimizer, step_schedule)
 from ..foundations.files import folder_lock
 from ..foundations.running import Hook, Run
-from ..foundations.sweeps import read_result, read_run, sweep
+from ..foundations.sweeps import read_result, read_run, sweep, wanted
 from ..foundations.training import train_run
 from ..pruning.allocation import global_, per_layer
 from ..pruning.masks import full_masks, remaining
@@ -145,6 +146,14 @@ class _CountSteps(Hook):
             os.write(file, b'.')
             os.close(file)
 
+class _StopUnwanted(Hook):
+    "End a training that nobody waits for: on a cluster whose client has gone."
+    writes = False
+    def __init__(self, every: int): self.every = every
+    def after_step(self, run: Run) -> None:
+        "Ask every so many steps."
+        if run.step % self.every == 0 and not wanted(): raise CancelledError('nobody waits')
+
 def step_file(
     out: str | Path,  # folder of a search
 ) -> Path:            # while it is there, each training adds a byte every `eval_every` steps
@@ -174,7 +183,8 @@ def classification_parts(
     def train(run: Run) -> dict:
         "Train a round, with its state in a file if the search has a folder."
         file  = run.file and step_file(run.file.parent)
-        hooks = [_CountSteps(file, settings['eval_every'])] if file else []
+        hooks = [_StopUnwanted(settings['eval_every'])]
+        if file: hooks.append(_CountSteps(file, settings['eval_every']))
         data  = _data(settings['data'], run.seed)
         with precise(): return train_run(run, data, file=run.file, hooks=hooks, **options)
     allocate = (partial(per_layer, scale=recipe['scale']) if recipe['allocation'] == 'per_layer'

@@ -68,7 +68,10 @@ def _find_arguments(parser):
                                              'there is also magnitude_at_init')
     add('--control-rounds', _rounds, 'LIST', 'comma-separated rounds at which the controls run; '
                                              'default: all')
-    add('--workers',        int,     'N',    'processes, one core each; default: one per core')
+    add('--workers',        int,     'N',    'runs at a time; default: one per core, '
+                                             "or per worker of the scheduler's")
+    add('--scheduler',      str,     'URL',  'of a Dask cluster whose machines share DIR, as '
+                                             'tcp://host:8786; default: processes on this machine')
     add('--device',         str,     'NAME', 'cpu or cuda; default: cpu')
 
 # %% ../../nbs/8_tools/890_command_line.ipynb #export-other-arguments

@@ -7,7 +7,8 @@ __all__ = ['find']
 
 # %% ../../nbs/8_tools/850_find.ipynb #export-imports
 import os
-from contextlib import suppress
+from concurrent.futures import Executor
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from statistics import fmean
 from ..foundations.arguments import checked_size
@@ -22,23 +23,27 @@ def find(
     seed: int = 0,                            # the first of them
     conditions: list[str] | None = None,      # ticket and controls; None: those of the paper
     control_rounds: list[int] | None = None,  # where the controls run; None: after every round
-    workers: int | None = None,               # processes, one core each; None: one per core
+    workers: int | None = None,               # runs at a time; None: one per core, or per worker
+    scheduler: str | None = None,             # of a Dask cluster, tcp://host:8786; None: processes
     progress: bool = True,                    # show a bar
     **settings: object,                       # of `search_settings`: steps, rate, device, …
 ) -> list[dict]:                              # the rows
     "Search for winning tickets; print what was done and where it is."
     from lotterybook.foundations.data import fetch
+    from lotterybook.foundations.sweeps import cluster
     from lotterybook.tickets.replicates import (CONDITIONS, finished_runs, search_plan,
                                                 search_settings)
     checked_size(seeds, 'seeds')
-    workers = os.cpu_count() or 1 if workers is None else checked_size(workers, 'workers')
+    if workers is not None: checked_size(workers, 'workers')
     settings = search_settings(data, net, rounds, **settings)
     fetch(data)  # missing or damaged files are reported here, not by a worker
     plan = search_plan(rounds, range(seed, seed + seeds), conditions or tuple(CONDITIONS)[:5],
                        control_rounds)
-    out  = Path(out)
+    out  = Path(out).absolute() if scheduler else Path(out)
     done = len(finished_runs(out, plan))
-    rows = _search(settings, plan, out, done, workers, progress)
+    here = nullcontext((None, os.cpu_count() or 1))
+    with cluster(scheduler, out) if scheduler and done < len(plan) else here as (engine, cores):
+        rows = _search(settings, plan, out, done, workers or cores, progress, engine)
     table = _up_to_date(out) if done == len(plan) else None
     if table: print(f'All {done} runs are done already; nothing to do.')
     else: _draw(table := _write_table(out, settings), settings, out)
@@ -49,7 +54,7 @@ def find(
     return rows
 
 def _search(settings: dict, plan: list[dict], out: Path, done: int, workers: int,
-            progress: bool) -> list[dict]:
+            progress: bool, executor: Executor | None) -> list[dict]:
     "The rows of a search; if it is interrupted or fails, the table of what is done is written."
     from lotterybook.foundations.sweeps import RunFailed
     from lotterybook.tickets.replicates import finished_runs, search, step_file
@@ -61,7 +66,7 @@ def _search(settings: dict, plan: list[dict], out: Path, done: int, workers: int
         steps.write_bytes(b'')
     def taken(): return f'{steps.stat().st_size*settings["eval_every"]:,} steps'
     try: return search(settings, plan, out, started=announce, workers=workers, progress=progress,
-                       note=taken)
+                       note=taken, executor=executor, retries=2 if executor else 0)
     except KeyboardInterrupt:
         _write_table(out, settings)
         print(f'\nInterrupted with {len(finished_runs(out, plan))} of {len(plan)} runs done '
