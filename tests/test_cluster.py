@@ -3,6 +3,7 @@ import os, signal, socket, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 import pytest
 import torch
 from lotterybook.foundations import sweeps
@@ -195,3 +196,9 @@ def test_one_run_at_a_time_in_a_process():
     assert most == [1, 1, 1]
 
 def test_elsewhere_a_run_is_wanted(): assert wanted()
+
+def test_a_lost_scheduler_ends_the_sweep(tmp_path):
+    "Dask would never answer."
+    engine = sweeps._Cluster(SimpleNamespace(status='connecting'), None)
+    with pytest.raises(RunFailed, match='the connection to the scheduler is lost'): sweep(example_run, [dict(value=1)], tmp_path, executor=engine, retries=2, progress=False)
+    engine.flying.add('a run'); engine.stop()

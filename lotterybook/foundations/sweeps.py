@@ -330,6 +330,8 @@ class _Cluster(Executor):
 
     def submit(self, run, *args):
         "Hand a run to a worker. As one that has begun, `cancel` leaves it alone."
+        if self.client.status != 'running':  # Dask would never answer
+            raise BrokenExecutor('the connection to the scheduler is lost')
         task, future = self.client.submit(_on_worker, run, *args, self.mark, pure=False), Future()
         future.set_running_or_notify_cancel()
         self.flying.add(task)
@@ -344,7 +346,7 @@ class _Cluster(Executor):
 
     def stop(self, seconds: float = 10) -> None:
         "End the runs in progress, and wait for those that ask whether they are wanted."
-        if not self.flying: return
+        if not self.flying or self.client.status != 'running': return
         self.client.cancel(list(self.flying))
         end = time.monotonic() + seconds
         while time.monotonic() < end and any(self.client.run(_at_work).values()): time.sleep(.1)
