@@ -145,7 +145,7 @@ def test_another_version_on_a_worker(package, there, why, client, address, tmp_p
     right = Client.get_versions
     def wrong(self, **options):
         found = right(self, **options)
-        found['workers'][last := max(found['workers'])]['packages'][package] = there
+        found['workers'][max(found['workers'])]['packages'][package] = there
         return found
     monkeypatch.setattr(Client, 'get_versions', wrong)
     with pytest.raises(ValueError, match=f'worker tcp://.*: {why}'): find(tmp_path/'out', **small, scheduler=address)
@@ -196,6 +196,22 @@ def test_one_run_at_a_time_in_a_process():
     assert most == [1, 1, 1]
 
 def test_elsewhere_a_run_is_wanted(): assert wanted()
+
+def test_a_run_notices_that_it_is_unwanted(address, tmp_path):
+    "The block of `cluster` ends, and waits for it."
+    def run(config):
+        (tmp_path/'begun').touch()
+        end = time.monotonic() + 8
+        while wanted() and time.monotonic() < end: time.sleep(.02)
+        if not wanted(): (tmp_path/'unwanted').touch()
+    with cluster(address) as (engine, workers):
+        engine.submit(run, {})
+        soon((tmp_path/'begun').exists)
+    assert (tmp_path/'unwanted').exists()
+
+def test_a_training_that_nobody_waits_for_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr('lotterybook.tickets.replicates.wanted', lambda: False)
+    with pytest.raises(RunFailed, match='nobody waits'): search_here(tmp_path)
 
 def test_a_lost_scheduler_ends_the_sweep(tmp_path):
     "Dask would never answer."
