@@ -1,5 +1,4 @@
 "Counts of multiply-adds: by hand, against PyTorch's counter, of pruned weights and of channels cut out."
-import warnings
 import pytest, torch
 from torch import nn
 from torch.nn import functional as F
@@ -178,6 +177,13 @@ def test_softmax_and_layer_norm_hide_nothing():
     net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(5), Attention(4), nn.GELU(), nn.Linear(4, 3), Ends())
     left = channels_to_weights(net, (5, 6), {'1.weight': torch.ones(5).bool()})
     assert all(mask.all() for mask in left.values()) and len(left) == 5
+
+@pytest.mark.parametrize('end', [nn.LogSoftmax(-1), nn.Softmax(-1)])
+def test_a_softmax_at_the_end_hides_no_channel(end):
+    "The sum of a softmax is 1 whatever comes in: only a random weighting sees what flows."
+    mask = torch.arange(6) < 2
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3), end)
+    assert multiply_adds(net, (4,), {'1.weight': mask}) == {'0.weight': 8, '3.weight': 6}
 
 def test_what_is_not_understood_is_not_cut():
     "A sign has no gradient: the layers before it stay whole."
