@@ -2,18 +2,24 @@
 import warnings
 from functools import partial
 import pytest, torch
+from sameness import same
 from torch import nn
 from torch.nn import functional as F
-from lotterybook.foundations.checkpoints import snapshot
+from lotterybook.foundations.checkpoints import advance_kept
+from lotterybook.foundations.data import load
 from lotterybook.foundations.networks import batchnorm_mlp, lenet
 from lotterybook.foundations.randomness import rng
 from lotterybook.foundations.results import interval
-from lotterybook.pruning.allocation import global_, per_layer
-from lotterybook.pruning.masks import apply_masks, distance, kept
+from lotterybook.foundations.running import Hook, Run, advance
+from lotterybook.foundations.training import classification, example_batches
+from lotterybook.pruning.allocation import per_layer
+from lotterybook.pruning.masks import distance, full_masks, kept
+from lotterybook.pruning.schedules import pruner
+from lotterybook.pruning.scores import magnitude
 from lotterybook.tickets.early_bird import (
-    EarlyBird, chance_distance, channel_masks, distance_matrix, layer_distances, norm_scales,
-    scale_penalty, with_shifts)
-from lotterybook.tickets.rewinding import rewind
+    EarlyBird, chance_distance, channel_masks, distance_matrix, layer_distances, newest_distances,
+    norm_scales, scale_penalty, settled)
+from lotterybook.tickets.iterative import tickets
 torch.set_num_threads(1)
 
 def row(text): return {'a.weight': torch.tensor([c == '1' for c in text])}
@@ -39,16 +45,16 @@ def test_by_hand(six):
 @pytest.mark.parametrize('p', [.01, .3, .5, .99])
 @pytest.mark.filterwarnings('ignore')
 def test_exact_though_all_are_tied(p):
-    assert sum(kept(channel_masks(batchnorm_mlp(64), p)).values()) == 300 - round(300*p)
+    assert sum(kept(channel_masks(batchnorm_mlp(64), p, least=0)).values()) == 300 - round(300*p)
 
 def test_untrained_networks_are_warned_of():
     "All scales are one half: the masks of two networks are the same, and mean nothing."
     with pytest.warns(UserWarning, match='all 300 channels score 0.5'):
-        masks, other = (channel_masks(batchnorm_mlp(64, seed=s), .5) for s in (0, 1))
+        masks, other = (channel_masks(batchnorm_mlp(64, seed=s), .5, least=0) for s in (0, 1))
     assert kept(masks) == {'norm1.weight': 150, 'norm2.weight': 0} and distance(masks, other) == 0
 
 def test_a_strict_threshold():
-    "The usual code: nothing is kept where all are tied, and one too few otherwise."
+    "The released code: nothing is kept where all are tied, and one too few otherwise."
     tied, distinct = torch.full((300,), .5), torch.randn(300, generator=rng(0, 'distinct'))
     assert (tied > tied.sort().values[150]).sum() == 0
     assert (distinct > distinct.sort().values[150]).sum() == 149
@@ -58,37 +64,6 @@ def test_masks_that_are_refused(six):
     with pytest.raises(ValueError, match='prune_ratio=1.0 must lie between 0 and 1'): channel_masks(six, 1.)
     with torch.no_grad(): six[3].weight[1] = float('nan')
     with pytest.raises(ValueError, match="1 scores of '3.weight' are NaN"): channel_masks(six, .5)
-
-def disturbed():
-    "A network as after some training."
-    net = batchnorm_mlp(64, seed=0)
-    g = rng(0, 'disturbed')
-    with torch.no_grad():
-        for p in net.parameters(): p.add_(.3*torch.randn(p.shape, generator=g))
-    return net
-
-def without_channels(net, masks):
-    "The two-layer network with its pruned channels cut out."
-    a, b  = masks['norm1.weight'], masks['norm2.weight']
-    small = batchnorm_mlp(64, widths=(int(a.sum()), int(b.sum())))
-    cut   = dict(layer1=lambda v: v[a], norm1=lambda v: v[a],
-                 layer2=lambda v: v[b][:, a], norm2=lambda v: v[b],
-                 output=lambda v: v[:, b] if v.dim() == 2 else v)
-    return rewind(small, {k: v if v.dim() == 0 else cut[k.split('.')[0]](v)
-                          for k, v in net.state_dict().items()})
-
-def test_a_pruned_channel_is_gone():
-    "With its shift masked, too, as if it had never been; with the scale alone it still adds a constant."
-    net, x = disturbed(), torch.randn(50, 64, generator=rng(0, 'inputs'))
-    masks, theta = channel_masks(net, .5), snapshot(net)
-    small = without_channels(net, masks)
-    apply_masks(net, with_shifts(masks))
-    for mode in (True, False):
-        assert (net.train(mode)(x) - small.train(mode)(x)).abs().max() < 1e-4
-    apply_masks(rewind(net, theta), masks)
-    assert (net.eval()(x) - small.eval()(x)).abs().max() > .1
-    with pytest.raises(ValueError, match="'norm1.bias' is not the scale"):
-        with_shifts({'norm1.bias': masks['norm1.weight']})
 
 # --- the penalty
 
@@ -140,50 +115,155 @@ def test_chance_by_shuffling():
 # --- when they settle
 
 def test_the_rule_by_hand():
-    "A drift is near the last mask and not the one before; at the threshold is near enough; once is for all."
-    bird = EarlyBird(window=3, threshold=.2)
-    assert not bird.push(row('1111100000')) and not bird.push(row('1111000001'))
-    assert not bird.push(row('1110000011')) and bird.distances() == pytest.approx([.4, .2])
-    assert bird.push(row('1110000101')) and bird.distances() == pytest.approx([.2, .2])
-    assert bird.push(row('0001111010')) and bird.drawn == 4
+    "A drift is near the last mask and not the one before; at the threshold is near enough."
+    seen, rule = [], partial(settled, window=3, threshold=.2)
+    for text in ('1111100000', '1111000001'): seen.append(row(text)); assert not rule(seen)
+    seen.append(row('1110000011'))
+    assert not rule(seen) and newest_distances(seen, 3) == pytest.approx([.4, .2])
+    seen.append(row('1110000101'))
+    assert rule(seen) and newest_distances(seen, 3) == pytest.approx([.2, .2])
+    assert newest_distances([]) == newest_distances(seen[:1]) == [] and not rule([])
 
-def test_five_trained_epochs():
-    "Four equal masks are not enough, and the untrained one takes no place."
-    bird, still = EarlyBird(), row('1100')
-    assert [bird.push(still) for _ in range(5)] == [False]*4 + [True] and bird.drawn == 5
-    bird = EarlyBird()
-    assert [bird.push(still, epoch) for epoch in range(6)] == [False]*5 + [True]
+def test_a_full_window():
+    "Four equal masks are not enough; older ones than the window's do not count."
+    still, other = row('1100'), row('0011')
+    assert [settled([still]*n) for n in range(7)] == [False]*5 + [True]*2
+    assert settled([other] + [still]*5) and not settled([still, other] + [still]*3)
+
+@pytest.mark.parametrize('options, why', [
+    (dict(window=1), 'window=1 must'), (dict(window=2.5), 'window=2.5 must'),
+    (dict(threshold=10), 'between 0 and 1, not 10'), (dict(threshold=float('nan')), 'not nan')])
+def test_rules_that_are_refused(options, why):
+    with pytest.raises(ValueError, match=why): settled([row('10')]*9, **options)
+    with pytest.raises(ValueError, match=why): EarlyBird(channel_masks, 5, **options)
+
+# --- the hook
+
+digits = load('digits')
+half   = partial(channel_masks, prune_ratio=.5)
+
+def weight_masks(net):
+    full = full_masks(net)
+    return per_layer(magnitude(net, full), full, .5)
+
+def small_run(seed=0):
+    net = batchnorm_mlp(64, widths=(20, 10), seed=seed)
+    return Run(net, torch.optim.SGD(net.parameters(), lr=.05, momentum=.9), seed=seed)
+
+def train(run, hooks, end=60, file=None, every=7):
+    batches = example_batches(digits.x_train, digits.y_train, 100, run.seed)
+    return advance_kept(run, classification(), batches, end, hooks, file=file, settings={}, every=every)
+
+class Texts(Hook):
+    "Not a hook but what `masks_of` gives next, and how often it was asked."
+    def __init__(self, *texts): self.texts, self.calls = texts, 0
+    def __call__(self, net): self.calls += 1; return row(self.texts[self.calls - 1])
+
+def test_epochs_are_counted_at_their_ends():
+    "A mask after every 5 steps, none before; the run stops where the rule says; then nothing is asked."
+    masks = Texts('1111100000', '1111000001', '1110000011', '1110000101', *['0000011111']*9)
+    run = train(small_run(), [EarlyBird(masks, 5, window=3, threshold=.2)])
+    found = run.extra['early_bird']
+    assert run.stopped and run.step == 20 and found['epoch'] == 4 and masks.calls == 4
+    assert same(found['masks'], row('1110000101')) and len(found['window']) == 3
+    run.stopped = False
+    assert train(run, [EarlyBird(masks, 5, window=3, threshold=.2)]).step == 60 and masks.calls == 4
+
+def test_only_recorded():
+    "The run is the one without the hook, and the epoch the one at which it would stop."
+    bird = EarlyBird(half, 5, threshold=.3, stop=False)
+    run, plain = train(small_run(), [bird]), train(small_run(), [])
+    stopped = train(small_run(), [EarlyBird(half, 5, threshold=.3)])
+    assert run.step == 60 and same(run.net.state_dict(), plain.net.state_dict())
+    assert same(run.extra['early_bird'], stopped.extra['early_bird']) and stopped.step < 60
+    assert stopped.extra['early_bird']['epoch'] == stopped.step//5
+
+@pytest.mark.parametrize('masks_of', [half, weight_masks])
+def test_the_hook_is_the_rule_in_a_loop(masks_of):
+    seen, run = [], small_run()
+    while not settled(seen, threshold=.2):
+        train(run, [], run.step + 5)
+        seen.append(masks_of(run.net))
+    other = train(small_run(), [EarlyBird(masks_of, 5, threshold=.2)])
+    assert other.step == run.step and same(other.extra['early_bird']['masks'], seen[-1])
 
 def test_masks_are_copied():
-    "The caller may change its own."
-    bird, mask = EarlyBird(window=2, threshold=0), row('1100')
-    bird.push(mask)
-    mask['a.weight'][0] = False
-    assert not bird.push(mask) and bird.distances() == [.25]
+    "A function may give the same tensors each time, changed."
+    mask = row('1100')
+    def changed(net):
+        mask['a.weight'].logical_not_()
+        return mask
+    run = train(small_run(), [EarlyBird(changed, 5, window=2)])
+    assert not run.stopped and run.extra['early_bird']['epoch'] is None
 
-def test_pushes_that_are_refused():
-    bird, still = EarlyBird(window=2), row('1100')
-    bird.push(still); bird.push(still)
-    with pytest.raises(ValueError, match='epoch 2 after those of epoch 2'): bird.push(still, 2)
-    with pytest.raises(ValueError, match='epoch -1'): EarlyBird().push(still, -1)
-    with pytest.raises(ValueError, match='between 0 and 1, not 10'): EarlyBird(threshold=10)
-    with pytest.raises(ValueError, match='window=1 must'): EarlyBird(window=1)
-    with pytest.raises(ValueError, match='holds 0.5'): bird.push({'a.weight': torch.tensor([.5, 1])})
-    with pytest.raises(ValueError, match='only one has'): bird.push({'b': still['a.weight']})
+def test_another_hook_may_stop_the_run():
+    class Stop(Hook):
+        def after_step(self, run): run.stopped = run.step == 5
+    run = train(small_run(), [Stop(), EarlyBird(half, 5)])
+    assert run.stopped and run.step == 5
+
+class Kill(Hook):
+    def __init__(self, step): self.step = step
+    def after_step(self, run):
+        if run.step == self.step: raise KeyboardInterrupt
+
+@pytest.mark.parametrize('step', [4, 11, 24])
+def test_killed_and_resumed(step, tmp_path):
+    "The window is in the file: the same epoch, the same masks, the same bits."
+    def birds(): return [EarlyBird(half, 5, threshold=.3)]
+    whole = train(small_run(), birds())
+    assert whole.stopped and whole.step > step
+    with pytest.raises(KeyboardInterrupt): train(small_run(), [*birds(), Kill(step)], file=tmp_path/'run')
+    again = train(small_run(), birds(), file=tmp_path/'run')
+    assert same(again.state_dict(), whole.state_dict())
+    assert train(small_run(), birds(), file=tmp_path/'run').step == whole.step  # it stays stopped
+
+def test_rewound():
+    "Rounds of a search with one list of hooks settle where rounds with fresh hooks do."
+    def search(bird):
+        run = small_run()
+        train(run, [], 5)        # late rewinding: the first epoch is shared
+        run.set_masks(full_masks(run.net))
+        return [dict(epoch=r.extra['early_bird']['epoch'], step=r.step, masks=r.extra['early_bird']['masks'])
+                for r, _ in tickets(run, lambda r: train(r, bird()) and None, pruner(rate=.3), 2)]
+    one = EarlyBird(half, 5, threshold=.3)
+    shared, fresh = search(lambda: [one]), search(lambda: [EarlyBird(half, 5, threshold=.3)])
+    assert same(shared, fresh) and all(row['epoch'] >= 6 for row in shared)
+
+def test_hooks_that_are_refused():
+    with pytest.raises(ValueError, match='full after 25 steps, but the training ends after 24'):
+        EarlyBird(half, 5, end=24)
+    assert EarlyBird(half, 5, end=25).window == 5
+    with pytest.raises(ValueError, match='every=0 must'): EarlyBird(half, 0)
+    net = lenet(64, seed=0)
+    lenet_run = Run(net, torch.optim.SGD(net.parameters(), lr=.1))
+    with pytest.raises(ValueError, match='has no batch-norm layer'): train(lenet_run, [EarlyBird(half, 1)])
+    with pytest.raises(ValueError, match='holds 0.5'):
+        train(small_run(), [EarlyBird(lambda net: {'a.weight': torch.tensor([.5, 1])}, 1)])
+
+def test_an_untrained_network_takes_no_place():
+    "Masks that never change settle after five trained epochs, not after four and the start."
+    assert train(small_run(), [EarlyBird(lambda net: row('10'), 5)]).step == 25
+
+# --- a layer that is emptied
 
 def test_a_layer_that_is_empty():
-    "Warned of; a minimum or ranking within layers prevents it; else one answer to every input."
+    "Refused by name; allowed and warned of; a minimum or ranking within layers prevents it."
     net = batchnorm_mlp(64, seed=0)
     with torch.no_grad():
         net.norm1.weight.copy_(torch.linspace(.4, .6, 200))
         net.norm2.weight.copy_(torch.linspace(.55, .9, 100))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        gone = channel_masks(net, .9)
+        gone = channel_masks(net, .9, least=0)
     assert [str(w.message) for w in caught] == ['pruning leaves no weight in norm1.weight']
-    at_least_ten = partial(global_, min_kept=10)
-    assert kept(channel_masks(net, .9, at_least_ten)) == {'norm1.weight': 10, 'norm2.weight': 20}
+    assert kept(gone) == {'norm1.weight': 0, 'norm2.weight': 30}
+    with pytest.raises(ValueError, match='leaves no channel in norm1.weight.*least=1'), \
+         warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        channel_masks(net, .9)
+    assert kept(channel_masks(net, .9, least=1)) == {'norm1.weight': 1, 'norm2.weight': 29}
+    assert kept(channel_masks(net, .9, least=10)) == {'norm1.weight': 10, 'norm2.weight': 20}
     assert kept(channel_masks(net, .9, per_layer)) == {'norm1.weight': 20, 'norm2.weight': 10}
-    apply_masks(net, with_shifts(gone))
-    logits = net.eval()(torch.randn(20, 64, generator=rng(0, 'inputs')))
-    assert (logits == logits[0]).all()
+    assert kept(channel_masks(net, .5)) == kept(channel_masks(net, .5, least=0))
+    with pytest.raises(ValueError, match='min_kept=20 needs 40 weights'): channel_masks(net, .9, least=20)
