@@ -198,9 +198,9 @@ def test_masks_are_copied():
 
 def test_another_hook_may_stop_the_run():
     class Stop(Hook):
-        def after_step(self, run): run.stopped = run.step == 5
-    run = train(small_run(), [Stop(), EarlyBird(half, 5)])
-    assert run.stopped and run.step == 5
+        def after_step(self, run): run.stopped = run.step == 10
+    run = train(small_run(), [Stop(), EarlyBird(lambda net: row('10'), 5, window=2, stop=False)])
+    assert run.stopped and run.step == 10 and run.extra['early_bird']['epoch'] == 2
 
 class Kill(Hook):
     def __init__(self, step): self.step = step
