@@ -79,7 +79,7 @@ def distance_matrix(
 def newest_distances(
     masks_by_epoch: Sequence[Masks], # in order of time
     window: int = 5,                 # how many of them, from the newest back, are compared
-) -> list[float]:                    # in [0, 1], to the oldest one first; empty if there is only one
+) -> list[float]:                    # in [0, 1], to the oldest first; of a single one: empty
     "How far the newest masks are from each of the older ones in the window."
     recent = list(masks_by_epoch)[-checked_size(window, 'window', least=2):]
     return [distance(recent[-1], older) for older in recent[:-1]]

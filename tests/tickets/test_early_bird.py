@@ -10,7 +10,7 @@ from lotterybook.foundations.data import load
 from lotterybook.foundations.networks import batchnorm_mlp, lenet
 from lotterybook.foundations.randomness import rng
 from lotterybook.foundations.results import interval
-from lotterybook.foundations.running import Hook, Run, advance
+from lotterybook.foundations.running import Hook, Run
 from lotterybook.foundations.training import classification, example_batches
 from lotterybook.pruning.allocation import per_layer
 from lotterybook.pruning.masks import distance, full_masks, kept
