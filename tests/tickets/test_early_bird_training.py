@@ -148,6 +148,14 @@ def test_what_was_pruned_before_stays_pruned():
     assert train(run, lambda net: {'layer1.weight': ~before['layer1.weight']}) == 5
     assert not run.masks['layer1.weight'].any() and run.masks['layer2.weight'].equal(before['layer2.weight'])
 
+def test_it_prunes_once():
+    "A hook that regrows afterwards is not undone."
+    class Regrow(Hook):
+        def after_step(self, run):
+            if run.step == 40: run.set_masks({k: m | True for k, m in run.masks.items()})
+    run = small_run()
+    assert train(run, hooks=[Regrow()]) == 5 and run.masks and all(m.all() for m in run.masks.values())
+
 def test_another_hook_stops_the_run():
     "For good: it is not an early bird that was found."
     class Stop(Hook):
@@ -219,9 +227,16 @@ def test_eight_bits_by_hand():
     assert torch.allclose(net.weight.grad, x)
 
 @pytest.mark.parametrize('x', [torch.zeros(2, 3), torch.full((2, 3), 1e-38)])
-def test_inputs_of_zero(x):
-    out = low_precision(lambda net, x: net(x).sum(), 'int8')(nn.Linear(3, 2), x)
-    assert out.isfinite()
+def test_inputs_and_weights_of_zero(x):
+    "No division by zero, and the gradient passes: a weight of zero could not grow otherwise."
+    net = nn.Linear(3, 2, bias=False)
+    nn.init.zeros_(net.weight)
+    x = x.clone().requires_grad_()
+    out = low_precision(lambda net, x: (net(x) + x.sum(1, keepdim=True)).sum(), 'int8')(net, x)
+    out.backward()
+    assert out.isfinite() and torch.equal(x.grad, torch.full((2, 3), 2.))
+    low_precision(lambda net, x: net(x).sum(), 'int8')(net, torch.ones(2, 3)).backward()
+    assert torch.equal(net.weight.grad, torch.full((2, 3), 2.))
 
 def test_an_error_leaves_the_network_whole():
     net = batchnorm_mlp(64)
