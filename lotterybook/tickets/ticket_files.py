@@ -92,6 +92,8 @@ def load_ticket(
     path = Path(path)
     if not path.is_file(): raise ValueError(f'no ticket at {path}')
     tensors, notes = read_tensor_file(path)
+    if notes.get('format') == 'compact ticket':  # of page 380
+        raise ValueError(f'{path} is a compact ticket: read it with load_compact')
     keys, settings = notes.get('keys', []), notes.get('settings', {})
     if not isinstance(keys, list) or not isinstance(settings, dict):
         raise ValueError(f'{path}: its keys are a {type(keys).__name__}, not a list, '
