@@ -6,6 +6,7 @@ A ticket: a small network inside yours that learns as well, found with your own 
         with keep_pruned(run.net, run.masks): your_loop(run.net)
     tickets = find_ticket(make_run, train_it, rounds=5)       # one Ticket a round
     save_ticket, load_ticket, rewind                          # what becomes of it
+    save_compact, load_compact                                # a small file (page 380)
     pruner(.2, magnitude, per_layer)                          # other ways to prune; global_
     train, train_run, evaluate, load('digits'), lenet(64)     # a classifier, if you have none
 
@@ -29,6 +30,7 @@ __version__ = '0.2.0'
 __getattr__, __dir__ = _front_doors(__name__, {
     'tickets.iterative': 'find_ticket',
     'tickets.ticket_files': 'Ticket save_ticket load_ticket ticket_to_torch ticket_from_torch',
+    'tickets.small_fast_file': 'save_compact load_compact',
     'tickets.rewinding': 'rewind',
     'tickets.early_bird': 'EarlyBird',
     'pruning.masks': 'prunable full_masks masks_from_zeros masks_from_state_dict apply_masks '

@@ -4,6 +4,8 @@ from .tickets.iterative import find_ticket as find_ticket
 from .tickets.ticket_files import (
     Ticket as Ticket, save_ticket as save_ticket, load_ticket as load_ticket,
     ticket_to_torch as ticket_to_torch, ticket_from_torch as ticket_from_torch)
+from .tickets.small_fast_file import (
+    save_compact as save_compact, load_compact as load_compact)
 from .tickets.rewinding import rewind as rewind
 from .tickets.early_bird import EarlyBird as EarlyBird
 from .pruning.masks import (
