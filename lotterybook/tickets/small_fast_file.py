@@ -245,8 +245,9 @@ def _keep_units(chain: list[nn.Module], units: Tensor, start: int, end: int) -> 
 
 @torch.no_grad()
 def without_dead_units(
-    net: nn.Sequential,  # a chain of Linear, with zeros where it is pruned; stays as it is
-) -> nn.Sequential:      # for evaluation: the same outputs up to rounding, of the same inputs
+    net: nn.Sequential,   # a chain of Linear, with zeros where it is pruned; stays as it is
+    inputs: bool = True,  # remove inputs too: the others are picked from x, which takes time
+) -> nn.Sequential:       # for evaluation: the same outputs up to rounding, of the same inputs
     "Remove units that nothing reads or that are constant, and inputs that nothing reads."
     named = _checked_chain(net)
     names, chain = [name for name, _ in named], [deepcopy(m).eval() for _, m in named]
@@ -257,6 +258,7 @@ def without_dead_units(
               *linear]
     for start, i in reversed(list(zip(starts, linear))):
         read = _some(chain[i].weight.any(0))
+        if i == linear[0] and not inputs: read[:] = True
         chain[i] = _linear(chain[i].weight[:, read], chain[i].bias)
         _keep_units(chain, read, start, i)
     if not read.all():  # of the inputs

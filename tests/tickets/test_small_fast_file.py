@@ -268,6 +268,8 @@ def test_by_hand():
     assert small[3].bias.item() == 1 + 4*3 and parameters(net) == 16 and parameters(small) == 5
     x = torch.tensor([[1., 1, 9]])
     assert small(x).item() == net(x).item() == 20
+    units = without_dead_units(net, inputs=False)
+    assert units[0].weight.tolist() == [[1, 2, 0]] and len(units) == 3 and units(x).item() == 20
 
 def test_a_chain_of_constants():
     "A unit that hears only constants is constant too."
