@@ -70,8 +70,8 @@ def _check_nothing_lost(final: dict[str, Tensor], masks: dict[str, Tensor], path
     "Raise a `ValueError` if trained weights are not zero where they are pruned."
     for k, mask in masks.items():
         if lost := int((final[k][~mask.to(final[k].device)] != 0).count_nonzero()):
-            raise ValueError(f'{path}: final.{k} has {lost:,} pruned weights that are not zero, and '
-                             'a compact file has no place for them; train inside keep_pruned')
+            raise ValueError(f'{path}: final.{k} has {lost:,} pruned weights that are not zero, '
+                             'and a compact file has no place for them; train inside keep_pruned')
 
 def save_compact(
     ticket: Ticket,        # any device
