@@ -416,10 +416,11 @@ def stacked_search(
     progress: bool = True,                      # show a bar
     note: Callable[[], str] | None = None,      # text beside the bar
 ) -> list[dict]:        # a row per run, of `table_row`
-    "`search`, for a GPU: runs that are ready train together. Interrupted, it resumes."
+    "`search`, for a GPU: runs that are ready train together, equal up to rounding. It resumes."
     checked_size(at_once, 'at_once')
     out, make = Path(out), parts(settings)
-    there = [{k: run[k] for k in ('seed', 'round', 'condition')} for run in finished_runs(out, plan)]
+    there = [{k: run[k] for k in ('seed', 'round', 'condition')}
+             for run in finished_runs(out, plan)]
     search(settings, there, out, started, progress=False)  # claims the folder, checks its tickets
     done = {run_file(config) for config in there}
     with folder_lock(out), progress_bar(len(plan), progress, unit='run', initial=len(done)) as bar:

@@ -7,7 +7,7 @@ import pytest, torch
 from torch import nn
 from torch.nn import functional as F
 from sameness import same
-from lotterybook.foundations.checkpoints import advance_kept, snapshot
+from lotterybook.foundations.checkpoints import snapshot
 from lotterybook.foundations.data import load
 from lotterybook.foundations.fast_steps import FusedAdam
 from lotterybook.foundations.hooks import ClipGradient, LearningRate
@@ -23,7 +23,7 @@ from lotterybook.tickets import stacked_replicates
 from lotterybook.tickets.controls import shuffled_masks
 from lotterybook.tickets.iterative import tickets
 from lotterybook.tickets.replicates import (
-    classification_parts, finished_runs, run_file, search, search_plan, search_settings,
+    finished_runs, run_file, search, search_plan, search_settings,
     step_file, ticket_file)
 from lotterybook.tickets.stacked_replicates import (
     CapturedStep, NoteDivergence, Stack, StackedData, ValidateEach, cross_entropies, evaluate_each,
