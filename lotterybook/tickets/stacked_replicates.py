@@ -423,7 +423,8 @@ def stacked_search(
              for run in finished_runs(out, plan)]
     search(settings, there, out, started, progress=False)  # claims the folder, checks its tickets
     done = {run_file(config) for config in there}
-    with folder_lock(out), progress_bar(len(plan), progress, unit='run', initial=len(done)) as bar:
+    show = progress and len(done) < len(plan)
+    with folder_lock(out), progress_bar(len(plan), show, unit='run', initial=len(done)) as bar:
         while todo := [config for config in plan if run_file(config) not in done]:
             ready = [c for c in todo if all(run_file(o) in done for o in runs_before(c))]
             if not ready: raise ValueError(f'{run_file(todo[0])} waits for a run that is neither '
