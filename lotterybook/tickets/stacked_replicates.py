@@ -64,6 +64,7 @@ def _check_alike(nets: list[nn.Module]) -> None:
             if ours != theirs: raise ValueError(f'network {i} of the stack has {ours.strip()}, '
                                                 f'network 0 {theirs.strip()}')
 
+# %% ../../nbs/3_tickets/327_stacked_replicates.ipynb #export-stack-class
 class Stack(nn.Module):
     "Networks of one architecture as one module; each weight has a leading axis of replicates."
     def __init__(self,
@@ -121,6 +122,7 @@ def replicate(
     "One replicate's part of masks, weights or scores."
     return {name: t[i] for name, t in tensors.items()}
 
+# %% ../../nbs/3_tickets/327_stacked_replicates.ipynb #export-prune-each
 def prune_each(
     prune: Callable[[Run], Masks], # of a single network, as `pruner()`
 ) -> Callable[[Run], Masks]:       # of a stack
@@ -185,6 +187,7 @@ class StackedData:
         return (x.flatten(0, 1).index_select(0, flat).unflatten(0, rows.shape),
                 y.flatten().index_select(0, flat).view(rows.shape))
 
+# %% ../../nbs/3_tickets/327_stacked_replicates.ipynb #export-batches
 _AHEAD = 500  # steps whose indices go to the device in a single copy
 
 def stacked_batches(
@@ -264,6 +267,7 @@ class ValidateEach(Hook):
         run.extra['best'] = dict(loss=chosen(loss, best['loss']), step=chosen(step, best['step']),
                                  kept=kept, weights=weights)
 
+# %% ../../nbs/3_tickets/327_stacked_replicates.ipynb #export-divergence
 class NoteDivergence(Hook):
     "`run.extra['diverged']`: the first step at which a replicate's loss was not finite."
     writes = False
@@ -325,6 +329,7 @@ def train_stacked(
         run.step = together.step
     return outcomes
 
+# %% ../../nbs/3_tickets/327_stacked_replicates.ipynb #export-outcomes
 def _outcomes(run: Run, data: StackedData) -> list[dict | FloatingPointError]:
     "The results of each replicate; nothing else in a training reads the test set."
     best = run.extra['best']
@@ -391,6 +396,7 @@ def _given(found: dict) -> Callable[[Run], dict]:
         return outcome
     return train
 
+# %% ../../nbs/3_tickets/327_stacked_replicates.ipynb #export-count
 class _Count(Hook):
     "Counts steps in the file of page 325, if it is there, and says what a bar is about."
     writes = False
@@ -435,6 +441,7 @@ def stacked_search(
             if bar: bar.update(len(ready[:at_once]))
     return [table_row(run) for run in finished_runs(out, plan)]
 
+# %% ../../nbs/3_tickets/327_stacked_replicates.ipynb #export-wave
 def _train_wave(wave: list[dict], settings: dict, out: Path, make: tuple, bar, note) -> None:
     "Train runs that wait for nothing, and write what `search` writes of each."
     began = time.perf_counter()
@@ -476,6 +483,7 @@ def replayed(
     "A stand-in for `cuda_graph` without CUDA: the work is done again, launch by launch."
     return work
 
+# %% ../../nbs/3_tickets/327_stacked_replicates.ipynb #export-captured-class
 class CapturedStep:
     "A training step recorded once and replayed: `advance(..., step=CapturedStep())`, on CUDA."
     def __init__(self,

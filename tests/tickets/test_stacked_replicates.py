@@ -334,6 +334,17 @@ def test_a_replayed_step_is_the_usual_one():
     ours, theirs = with_step(step, [NoteDivergence(100)]), with_step(take_step, [NoteDivergence(100)])
     assert same(ours.state_dict(), theirs.state_dict()) and taped.count == 1
 
+@pytest.mark.parametrize('net', [lenet, batchnorm_mlp])
+def test_validation_between_replays(net):
+    "In evaluation mode and back; running means are written by the replay; best weights and rows are the same."
+    data = StackedData([digits[0], digits[1]])
+    def measure(net): return dict(validation_loss=evaluate_each(net, data, 'validation')[0])
+    def trained(step):
+        run = stacked_run([make(seed, net=net) for seed in (0, 1)], adam)
+        run.set_masks(stacked([pruned_masks(run.net.network(i), i) for i in range(2)]))
+        return advance(run, objective, stacked_batches(data, [0, 1], 60), 20, [NoteDivergence(5), ValidateEach(measure, 5)], step)
+    assert same(trained(CapturedStep(record=taped)).state_dict(), trained(take_step).state_dict()) and taped.count == 1
+
 def test_the_buffers_stay_where_they_are():
     "Each replay reads the same memory, and the batch that hooks see is the step's own."
     seen, step = [], CapturedStep(record=replayed)
