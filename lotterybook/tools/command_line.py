@@ -73,6 +73,8 @@ def _find_arguments(parser):
     add('--scheduler',      str,     'URL',  'of a Dask cluster whose machines share DIR, as '
                                              'tcp://host:8786; default: processes on this machine')
     add('--device',         str,     'NAME', 'cpu or cuda; default: cpu')
+    parser.add_argument('--stack', action='store_true', default=argparse.SUPPRESS,
+                        help='train all runs that are ready together, as one network; for a GPU')
 
 # %% ../../nbs/8_tools/890_command_line.ipynb #export-other-arguments
 def _fetch_arguments(parser):

@@ -16,7 +16,7 @@ from ..foundations.arguments import checked_size
 # %% ../../nbs/8_tools/850_find.ipynb #export-find
 def find(
     out: str | Path,                          # folder for everything
-    data: str = 'digits',                     # digits, mnist, fashion_mnist
+    data: str = 'digits',                     # digits, mnist, fashion_mnist, cifar10
     net: str = 'lenet',                       # a network by name
     rounds: int = 15,                         # of pruning
     seeds: int = 5,                           # replicates
@@ -25,6 +25,7 @@ def find(
     control_rounds: list[int] | None = None,  # where the controls run; None: after every round
     workers: int | None = None,               # runs at a time; None: one per core, or per worker
     scheduler: str | None = None,             # of a Dask cluster, tcp://host:8786; None: processes
+    stack: bool = False,                      # train all runs that are ready as one network
     progress: bool = True,                    # show a bar
     **settings: object,                       # of `search_settings`: steps, rate, device, …
 ) -> list[dict]:                              # the rows
@@ -34,6 +35,7 @@ def find(
     from lotterybook.tickets.replicates import (CONDITIONS, finished_runs, search_plan,
                                                 search_settings)
     checked_size(seeds, 'seeds')
+    if stack and scheduler: raise ValueError('a stack is one process: leave out the scheduler')
     if workers is not None: checked_size(workers, 'workers')
     settings = search_settings(data, net, rounds, **settings)
     fetch(data)  # missing or damaged files are reported here, not by a worker
@@ -43,7 +45,7 @@ def find(
     done = len(finished_runs(out, plan))
     here = nullcontext((None, os.cpu_count() or 1))
     with cluster(scheduler, out) if scheduler and done < len(plan) else here as (engine, cores):
-        rows = _search(settings, plan, out, done, workers or cores, progress, engine)
+        rows = _search(settings, plan, out, done, workers or cores, progress, engine, stack)
     table = _up_to_date(out) if done == len(plan) else None
     if table: print(f'All {done} runs are done already; nothing to do.')
     else: _draw(table := _write_table(out, settings), settings, out)
@@ -54,19 +56,22 @@ def find(
     return rows
 
 def _search(settings: dict, plan: list[dict], out: Path, done: int, workers: int,
-            progress: bool, executor: Executor | None) -> list[dict]:
+            progress: bool, executor: Executor | None, stack: bool) -> list[dict]:
     "The rows of a search; if it is interrupted or fails, the table of what is done is written."
     from lotterybook.foundations.sweeps import RunFailed
     from lotterybook.tickets.replicates import finished_runs, search, step_file
+    from lotterybook.tickets.stacked_replicates import stacked_search
     steps = step_file(out)
     def announce():
         if done == len(plan): return
         print(f'{len(plan)} runs of {settings["steps"]:,} steps, {done} of them done; '
-              f'{workers} at a time.', flush=True)
+              f'{"stacked" if stack else f"{workers} at a time"}.', flush=True)
         steps.write_bytes(b'')
     def taken(): return f'{steps.stat().st_size*settings["eval_every"]:,} steps'
-    try: return search(settings, plan, out, started=announce, workers=workers, progress=progress,
-                       note=taken, executor=executor, retries=2 if executor else 0)
+    try:
+        if stack: return stacked_search(settings, plan, out, announce, progress=progress, note=taken)
+        return search(settings, plan, out, announce, workers=workers, progress=progress,
+                      note=taken, executor=executor, retries=2 if executor else 0)
     except KeyboardInterrupt:
         _write_table(out, settings)
         print(f'\nInterrupted with {len(finished_runs(out, plan))} of {len(plan)} runs done '
