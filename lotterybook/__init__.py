@@ -8,6 +8,7 @@ A ticket: a small network inside yours that learns as well, found with your own 
     save_ticket, load_ticket, rewind                          # what becomes of it
     save_compact, load_compact                                # a small file (page 380)
     pruner(.2, magnitude, per_layer)                          # other ways to prune; global_
+    prune_and_retrain(Run(net), ...)                          # a network already trained (page 350)
     train, train_run, evaluate, load('digits'), lenet(64)     # a classifier, if you have none
 
 A pruned network: pruned weights stay exactly zero in any loop (pages 200, 240)
@@ -32,6 +33,7 @@ __getattr__, __dir__ = _front_doors(__name__, {
     'tickets.ticket_files': 'Ticket save_ticket load_ticket ticket_to_torch ticket_from_torch',
     'tickets.small_fast_file': 'save_compact load_compact',
     'tickets.rewinding': 'rewind',
+    'tickets.retraining': 'prune_and_retrain',
     'tickets.early_bird': 'EarlyBird',
     'pruning.masks': 'prunable full_masks masks_from_zeros masks_from_state_dict apply_masks '
                      'remaining report mask_coverage',

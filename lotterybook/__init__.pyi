@@ -7,6 +7,7 @@ from .tickets.ticket_files import (
 from .tickets.small_fast_file import (
     save_compact as save_compact, load_compact as load_compact)
 from .tickets.rewinding import rewind as rewind
+from .tickets.retraining import prune_and_retrain as prune_and_retrain
 from .tickets.early_bird import EarlyBird as EarlyBird
 from .pruning.masks import (
     prunable as prunable, full_masks as full_masks, masks_from_zeros as masks_from_zeros,

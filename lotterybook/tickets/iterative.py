@@ -18,6 +18,7 @@ from ..foundations.randomness import random_stream
 from ..foundations.running import Masks, Run, check_masks
 from ..pruning.masks import mask_coverage, remaining
 from ..pruning.schedules import checked_rounds, pruner
+from .rewinding import rewind
 from .rounds import (
     KeptRounds, check_takes_one, first_run, refuse_old_form, trained)
 from .ticket_files import Ticket
@@ -41,15 +42,18 @@ def tickets(
     prune: Callable[[Run], Masks],      # masks of the next round, from trained net and masks
     rounds: int,                        # of pruning
     kept: KeptRounds | None = None,     # a folder that rounds are read from and written to
+    keep_weights: bool = False,         # the run is trained: no round 0, and no weights go back
 ) -> Iterator[tuple[Run, Ticket]]:      # the run as the round left it, and the round's ticket
     "Train, prune, rewind, again and again. Frankle & Carbin (2019), §1."
     if run.stopped: raise ValueError('the run has been stopped by a hook: no round would train')
     start, theta_0, optimizer = run.state_dict(), snapshot(run.net), run.optimizer
-    for r in range(rounds + 1):
+    for r in range(int(keep_weights), rounds + 1):
         run.round, run.file = r, None
         masks = _pruned(run, prune) if r else run.masks     # from what the last round trained
+        theta = snapshot(run.net) if keep_weights else theta_0
         run.optimizer = optimizer                           # a loop may have brought its own
         run.load_state_dict(start | dict(masks=masks))      # rewind
+        if keep_weights: theta_0 = snapshot(rewind(run.net, theta, masks))
         ticket = kept and kept.read(run, theta_0)
         if not ticket:
             run.file = kept and kept.state(run)
