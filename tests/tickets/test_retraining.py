@@ -4,12 +4,13 @@ from types import SimpleNamespace
 import pytest, torch
 from torch import nn
 from torch.nn import functional as F
-from ticket_loops import batches, cross_entropy, files, mlp, x60, y60
+from ticket_loops import batches, cross_entropy, digits, files, mlp, x60, y60
 from sameness import same
 from lotterybook.foundations.checkpoints import snapshot
 from lotterybook.foundations.hooks import LearningRate
 from lotterybook.foundations.networks import batchnorm_mlp
 from lotterybook.foundations.running import Hook, Run, advance
+from lotterybook.foundations.training import train_run
 from lotterybook.pruning.allocation import global_
 from lotterybook.pruning.masked_training import keep_pruned
 from lotterybook.pruning.masks import full_masks, kept
@@ -232,6 +233,16 @@ def test_a_loop_of_a_stranger():
     assert [o.settings['round'] for o in found] == [1, 2]
     assert not same(before['1.bias'], found[0].theta_T['1.bias'])
 
+def test_the_training_of_the_library():
+    "train_run from step T - t, at the rates of those steps; the best step is one of this size."
+    net = small()
+    run, watch = Run(net, torch.optim.SGD(net.parameters(), .1, momentum=.9)), Watch()
+    def train(run): return train_run(run, digits, T, 60, lr, eval_every=5, hooks=[watch] if run.round else [])
+    train(run)
+    found = prune_and_retrain(run, train, half, t, rounds=2)
+    assert watch.steps == [*range(T - t, T)]*2 and watch.rates == [lr(step) for step in range(T - t, T)]*2
+    assert all(T - t < o.settings['outcome']['stop_step'] <= T for o in found)
+
 def test_again_goes_on(world):
     "Two calls of one round are one call of two: the step is T again after each."
     twice = make()
@@ -290,6 +301,7 @@ def test_killed_and_resumed(tmp_path, steps):
 # --- what is refused
 
 @pytest.mark.parametrize('steps, message', [
+    (-3, f'steps=-3: a network trained for {T} steps can be retrained for 1 to {T} of them'),
     (0, f'steps=0: a network trained for {T} steps can be retrained for 1 to {T} of them'),
     (T + 1, f'steps={T + 1}: a network trained for {T} steps can be retrained for 1 to {T} of them')])
 def test_a_budget_that_is_none(world, steps, message):
