@@ -1348,6 +1348,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'lotterybook/tickets/experiment_runs.py'),
                                                      'lotterybook.tickets.experiment_runs.replicate_parts': ( '3_tickets/experiment_runs.html#replicate_parts',
                                                                                                               'lotterybook/tickets/experiment_runs.py'),
+                                                     'lotterybook.tickets.experiment_runs.retraining_run': ( '3_tickets/experiment_runs.html#retraining_run',
+                                                                                                             'lotterybook/tickets/experiment_runs.py'),
                                                      'lotterybook.tickets.experiment_runs.rewinding_run': ( '3_tickets/experiment_runs.html#rewinding_run',
                                                                                                             'lotterybook/tickets/experiment_runs.py')},
             'lotterybook.tickets.iterative': { 'lotterybook.tickets.iterative._pruned': ( '3_tickets/iterative.html#_pruned',
