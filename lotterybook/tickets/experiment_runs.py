@@ -6,7 +6,7 @@
 __all__ = ['replicate_parts', 'rewinding_run', 'retraining_run']
 
 # %% ../../nbs/3_tickets/370_experiment_runs.ipynb #export-imports
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from torch import nn
 from ..foundations.data import Splits, load
@@ -15,7 +15,7 @@ from ..foundations.deep_networks import (
 from ..foundations.fast_steps import flushed_denormals
 from ..foundations.hooks import FiniteLoss, LearningRate
 from ..foundations.randomness import rng
-from ..foundations.running import Masks, Run, advance, seeded
+from ..foundations.running import Hook, Masks, Run, advance, seeded
 from ..foundations.training import (
     classification, evaluate, example_batches, holding)
 from ..pruning.allocation import per_layer
@@ -34,17 +34,18 @@ def replicate_parts(
     settings: dict, # data, net, steps; recipe: what differs from `RECIPES[net]`
     seed: int,      # the replicate
 ) -> tuple[Splits, Callable, Callable, Callable]: # data, make_run, train, rate
-    "What a replicate is made of: `make_run(seed)`, `train(run, end, lr)`, the rate of a step."
+    "What a replicate is made of: `make_run(seed)`, `train(run, end, lr, more)`, the rate of a step."
     data   = load(settings['data'], seed)
     recipe = RECIPES[settings['net']] | settings.get('recipe', {})
     rate   = step_schedule(recipe['lr'], settings['steps'], recipe.get('milestones', ()))
     def make_run(seed: int) -> Run:
         net = build(settings['net'], data)
         return Run(net, make_optimizer(recipe, net), seed=seed)
-    def train(run: Run, end: int, lr: Callable[[int], float] = rate) -> None:
-        "Train until step `end`, in the data order of `run.seed`."
+    def train(run: Run, end: int, lr: Callable[[int], float] = rate,
+              more: Iterable[Hook] = ()) -> None:
+        "Train until step `end`, in the data order of `run.seed`, with more hooks at the end."
         batches = example_batches(data.x_train, data.y_train, recipe['batch_size'], run.seed)
-        hooks   = [LearningRate(lambda run: lr(run.step)), FiniteLoss(100, end)]
+        hooks   = [LearningRate(lambda run: lr(run.step)), FiniteLoss(100, end), *more]
         run.net.train()
         advance(run, classification(), seeded(batches, run.seed), end, hooks)
     return data, make_run, train, rate
