@@ -43,11 +43,38 @@ def _rounds(text):
         raise argparse.ArgumentTypeError(f'{text!r} is not a list of rounds; '
                                          'write whole numbers and commas: 1,5,15') from None
 
-def _find_arguments(parser):
-    "Options of `lotterybook find`"
-    def add(option, kind, metavar, help): # what is not given keeps the default of the function
+def _shares(text):
+    try: return [float(o) for o in text.split(',')]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a list of shares; '
+                                         'write numbers and commas: 0.2,0.05') from None
+
+def _adder(parser):
+    "A function that adds an option; what is not given keeps the default of the command's function."
+    def add(option, kind, metavar, help):
         parser.add_argument(option, type=kind, metavar=metavar, default=argparse.SUPPRESS,
                             help=help)
+    return add
+
+def _compare_arguments(parser):
+    "Options of `lotterybook compare`"
+    add = _adder(parser)
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder for rows.csv and runs')
+    parser.add_argument('--method', action='append', metavar='MODULE:FUNCTION', default=[],
+                        help='a method of your own, importable from here; may be repeated')
+    add('--methods',   _names,  'LIST', 'comma-separated, of the book; default: all')
+    add('--densities', _shares, 'LIST', 'shares of the weights to be kept; default: 0.2,0.05,0.02')
+    add('--data',      str,     'NAME', 'digits, mnist, fashion_mnist or cifar10; default: digits')
+    add('--net',       str,     'NAME', 'as for find; default: lenet')
+    add('--seeds',     int,     'N',    'replicates; default: 5')
+    add('--steps',     int,     'N',    'of a final training; default: 500')
+    add('--budget',    float,   'N',    'dense trainings that each method may spend in the second '
+                                        'comparison; 0: leave it out; default: 5')
+    add('--workers',   int,     'N',    'processes, one core each; default: one per core')
+
+def _find_arguments(parser):
+    "Options of `lotterybook find`"
+    add = _adder(parser)
     parser.add_argument('--out', required=True, metavar='DIR',
                         help='folder for rows.csv, curve.png and the tickets')
     add('--data',           str,     'NAME', 'digits, mnist, fashion_mnist or cifar10; '
@@ -115,6 +142,12 @@ _subcommands = dict( # name -> (purpose, arguments, what stands below them)
   lotterybook run 110 pruning            one page and one part
   lotterybook run 900 -p seeds 3         an experiment with another value
   lotterybook run 900 --full             as it was recorded'''),
+    compare=('compare ways to a sparse network', _compare_arguments, '''examples:
+  lotterybook compare --data digits --out runs/compare
+  lotterybook compare --methods ticket,early_bird --method my_module:my_function --out runs/mine
+
+A method is a function of make_run, train, density and seed that returns a trained run (page 860).
+All are compared twice: at equal final training, and at equal cost with the search counted.'''),
     find=('search for winning tickets', _find_arguments, '''example:
   lotterybook find --data digits --net lenet --rounds 15 --seeds 5 --out runs/tickets
 
@@ -171,6 +204,10 @@ def _find(**flags):
     from lotterybook.tools.find import find
     find(**flags) # the rows; what matters is told and written
 
+def _compare(methods=None, method=(), **flags):
+    from lotterybook.tools.compare import METHODS, compare
+    compare(methods=[*(methods or METHODS), *method], **flags)
+
 def _fetch(names):
     from lotterybook.foundations.data import fetch
     for name in names:
@@ -208,8 +245,8 @@ def main(
     if not command:
         parser().print_help(sys.stderr)
         return 2
-    action = dict(run=_run, find=_find, fetch=_fetch, site=_site, readme=_readme, links=_links,
-                  lab=_lab)[command]
+    action = dict(run=_run, find=_find, compare=_compare, fetch=_fetch, site=_site,
+                  readme=_readme, links=_links, lab=_lab)[command]
     try: return action(**flags) or 0
     except (ValueError, OSError) as e:
         print(f"lotterybook: {' '.join(str(e).split())}", file=sys.stderr)

@@ -1,0 +1,102 @@
+"Comparing methods: costs by hand, wrong sizes, names that do not exist, folders of other settings, a stranger's method."
+import sys
+import pytest, torch
+from lotterybook.foundations.arguments import plain
+from lotterybook.tools.compare import METHODS, Training, compare, compare_settings, comparison_text, measured, method
+from lotterybook.tools.command_line import main
+
+torch.set_num_threads(1)
+settings = compare_settings(steps=40)
+WEIGHTS  = 64*300 + 300*100 + 100*10
+
+def spent(name, density=.1, **more): return measured(dict(method=name, density=density, seed=0, **more), settings)
+
+@pytest.mark.parametrize('name, cost', [  # in dense trainings: the search, then the last training
+    ('dense', 1), ('random_uniform', .1), ('random_erk', .1), ('magnitude_at_init', .1), ('one_shot_ticket', 1.1),
+    ('fine_tuning', 1.1), ('learning_rate_rewinding', 1.1)])
+def test_cost_by_hand(name, cost):
+    found = spent(name)
+    assert found['spent'] == pytest.approx(cost, abs=2e-4)  # whole weights
+    assert found['remaining'] == pytest.approx(1 if name == 'dense' else .1, abs=2/WEIGHTS)
+
+def test_cost_of_rounds():
+    "Ten rounds to a tenth: the sum of a geometric series."
+    shares = [.1**(r/10) for r in range(11)]
+    assert spent('ticket')['spent'] == pytest.approx(sum(shares), abs=1e-3)
+    assert spent('iterative_learning_rate_rewinding')['spent'] == pytest.approx(sum(shares), abs=1e-3)
+    late = .05 + .95*sum(shares)                 # 2 of 40 steps, then 38 in each round
+    assert spent('late_ticket')['spent'] == pytest.approx(late, abs=1e-3)
+
+def test_early_bird_spends_less_than_dense():
+    found = spent('early_bird')
+    assert .1 < found['spent'] <= 1 and found['remaining'] == pytest.approx(.1, abs=2/WEIGHTS)
+
+def test_longer_costs_more():
+    assert spent('random_uniform', factor=2.)['spent'] == pytest.approx(.2, abs=2e-4)
+
+def test_the_same_twice():
+    assert spent('random_erk') == spent('random_erk')
+    assert spent('random_erk')['accuracy'] != measured(dict(method='random_erk', density=.1, seed=1), settings)['accuracy']
+
+def greedy(make_run, train, density, seed):
+    run = make_run(seed)
+    train(run)
+    return run
+
+def revived(make_run, train, density, seed):
+    run = METHODS['magnitude_at_init'](make_run, train, density, seed)
+    run.net.layer1.weight.data += 1
+    return run
+
+@pytest.mark.parametrize('cheat, why', [(greedy, 'kept 100.00% of the weights, and density=0.1'), (revived, 'pruned weights are not zero')])
+def test_unfair_methods_are_refused(monkeypatch, cheat, why):
+    monkeypatch.setitem(METHODS, 'cheat', cheat)
+    with pytest.raises(ValueError, match=why): spent('cheat')
+
+@pytest.mark.parametrize('name, why', [
+    ('tickets', "unknown method 'tickets'"), ('no_such_module:f', "no module 'no_such_module'"), ('math:f', "math has no function 'f'")])
+def test_names_that_do_not_exist(tmp_path, name, why):
+    with pytest.raises(ValueError, match=why): method(name)
+    with pytest.raises(ValueError, match=why): compare(tmp_path/'out', [name])
+    assert not (tmp_path/'out').exists()
+
+OWN = '''
+from lotterybook.pruning.allocation import per_layer
+def first_weights(make_run, train, density, seed):
+    run = make_run(seed)
+    scores = {name: -mask.cumsum(-1).float() for name, mask in run.masks.items()}
+    run.set_masks(per_layer(scores, run.masks, 1 - density))
+    train(run)
+    return run
+'''
+
+def test_the_command_with_a_method_of_ones_own(tmp_path, monkeypatch, capsys):
+    "Rows of both comparisons, a table, and nothing done twice; another number of steps is refused in the same folder."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    (tmp_path/'own_of_test.py').write_text(OWN)
+    command = ['compare', '--out', 'out', '--methods', 'random_uniform', '--method', 'own_of_test:first_weights', '--densities', '0.2',
+               '--seeds', '1', '--steps', '20', '--budget', '1', '--workers', '1']
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert 'Equal training' in said and 'Equal cost' in said and 'own_of_test:first_weights' in said
+    files = {f: f.stat().st_mtime_ns for f in (tmp_path/'out'/'runs').glob('*.json')}
+    assert len(files) == 5  # dense need not be longer or shorter for a budget of one
+    assert main(command) == 0 and files == {f: f.stat().st_mtime_ns for f in (tmp_path/'out'/'runs').glob('*.json')}
+    assert main([*command[:-6], '--steps', '30', *command[-4:]]) == 2
+    assert 'steps' in capsys.readouterr().err
+
+def test_text_has_an_interval_from_five_seeds_on():
+    rows = [dict(equal='training', method='a', density=.1, seed=s, accuracy=.9 + s/100, spent=1.) for s in range(5)]
+    assert '92.0 ±2.0 (1)' in comparison_text(rows) and '±' not in comparison_text(rows[:4])
+
+def test_bad_settings(tmp_path):
+    for wrong in (dict(data='minst'), dict(net='lenett'), dict(steps=3), dict(densities=[1.5]), dict(seeds=0)):
+        with pytest.raises(ValueError): compare(tmp_path/'out', ['dense'], **wrong)
+    assert not (tmp_path/'out').exists()
+
+def test_training_stops_where_it_is_told():
+    train = Training(settings, 0)
+    run = train.make_run(0)
+    train(run, 10)
+    assert run.step == 10 and train.spent == 3*60*WEIGHTS*10 and plain(train.spent, 'spent')
