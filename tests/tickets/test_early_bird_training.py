@@ -13,6 +13,7 @@ from lotterybook.foundations.training import classification, example_batches
 from lotterybook.pruning.allocation import per_layer
 from lotterybook.pruning.masks import apply_masks, full_masks, kept
 from lotterybook.pruning.scores import magnitude
+from lotterybook.pruning.structured_pruning import remove_channels
 from lotterybook.tickets.early_bird import EarlyBird, channel_masks
 from lotterybook.tickets.early_bird_training import (
     low_precision, rewound_rate, train_early_bird, with_shifts)
@@ -47,21 +48,12 @@ def disturbed():
         for p in net.parameters(): p.add_(.3*torch.randn(p.shape, generator=g))
     return net
 
-def without_channels(net, masks):
-    "The two-layer network with its pruned channels cut out."
-    a, b  = masks['norm1.weight'], masks['norm2.weight']
-    small = batchnorm_mlp(64, widths=(int(a.sum()), int(b.sum())))
-    cut   = dict(layer1=lambda v: v[a], norm1=lambda v: v[a],
-                 layer2=lambda v: v[b][:, a], norm2=lambda v: v[b],
-                 output=lambda v: v[:, b] if v.dim() == 2 else v)
-    return rewind(small, {k: v if v.dim() == 0 else cut[k.split('.')[0]](v)
-                          for k, v in net.state_dict().items()})
-
 def test_a_pruned_channel_is_gone():
     "With its shift masked, too, as if it had never been; with the scale alone it still adds a constant."
+    pytest.importorskip('torch_pruning', reason='pip install "lotterybook[structured]"')
     net, x = disturbed(), torch.randn(50, 64, generator=rng(0, 'inputs'))
     masks, theta = channel_masks(net, .5), snapshot(net)
-    small = without_channels(net, masks)
+    small = remove_channels(net, with_shifts(masks), x)
     apply_masks(net, with_shifts(masks))
     for mode in (True, False):
         assert (net.train(mode)(x) - small.train(mode)(x)).abs().max() < 1e-4
