@@ -82,11 +82,18 @@ def runs_before(
     return [dict(config, round=r, condition='ticket')] if r >= 0 else []
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-settings
-def _check_patterns(scale: dict[str, float], net: str) -> None:
-    "Raises ValueError if a pattern matches no weight of a network."
+def _check_scale(scale: dict[str, float], net: str, rate: float) -> None:
+    "Raises ValueError if a factor of the rate would have no effect, or leave nothing."
     with torch.device('meta'): names = [name for name, _ in NETWORKS[net]().named_parameters()]
     unknown = [p for p in scale if not any(fnmatchcase(name, p) for name in names)]
     if unknown: raise ValueError(f'scale names {", ".join(unknown)}, which {net} does not have')
+    if scale and RECIPES[net]['allocation'] == 'global':
+        raise ValueError(f'scale={scale} has no effect: the recipe of {net} ranks the weights '
+                         'of all layers together')
+    for name, factor in scale.items():
+        if not 0 <= rate*factor < 1:
+            raise ValueError(f'scale of {name}: {factor} times the rate of {rate} '
+                             'is not in [0, 1)')
 
 def search_settings(
     data: str = 'digits',       # a data set that `load` knows
@@ -99,7 +106,7 @@ def search_settings(
     batch_size: int | None = None, # examples per step
     eval_every: int = 100,      # steps between validations
     device: str = 'cpu',        # as PyTorch writes it
-    precision: str = 'float32', # or bfloat16, of products of weights and inputs
+    precision: str = 'float32', # of products of weights and inputs; or 'bfloat16'
 ) -> dict:                      # what all runs of a search have in common
     "The settings of a search, checked. Defaults: `RECIPES`, after Frankle & Carbin (2019)."
     if data not in CLASSIFICATION:
@@ -114,13 +121,9 @@ def search_settings(
     if steps is None and data == 'digits': steps = 1000
     given  = dict(steps=steps, rate=rate, scale=scale, lr=lr, batch_size=batch_size)
     chosen = {k: RECIPES[net][k] if v is None else v for k, v in given.items()}
-    _check_patterns(chosen['scale'], net)
     checked_fraction(chosen['rate'], 'rate'); checked_rounds(rounds)
+    _check_scale(chosen['scale'], net, chosen['rate'])
     if not chosen['lr'] > 0: raise ValueError(f'lr={lr} must be above 0')
-    for name, factor in chosen['scale'].items():
-        if not 0 <= chosen['rate']*factor < 1:
-            raise ValueError(f'scale of {name}: {factor} times the rate of {chosen["rate"]} '
-                             'is not in [0, 1)')
     for name in ('steps', 'batch_size'): checked_size(chosen[name], name)
     checked_size(eval_every, 'eval_every')
     chosen['scale'] = dict(chosen['scale'])
