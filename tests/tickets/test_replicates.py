@@ -1,11 +1,19 @@
 "A search in a folder: of one data set and one set of settings, and whole; sizes that cannot end are refused."
-import itertools, json, subprocess, sys, time
+import copy, itertools, json, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest, torch
 from sameness import same
-from lotterybook.pruning.masks import remaining
+from lotterybook.foundations.checksums import read_checked_json, write_checked_json
+from lotterybook.foundations.data import load
+from lotterybook.foundations.deep_networks import RECIPES, build
+from lotterybook.foundations.fast_steps import FusedAdam
+from lotterybook.foundations.hooks import Hook
+from lotterybook.foundations.training import example_batches, train_run
+from lotterybook.pruning.masks import kept, remaining
+from lotterybook.tickets import replicates
 from lotterybook.tickets.controls import CONDITIONS, control_run
 from lotterybook.tickets.iterative import find_ticket
 from lotterybook.tickets.replicates import (
@@ -92,12 +100,133 @@ def test_settings_are_plain():
     (dict(net='lenet5'), "unknown network 'lenet5'; known are lenet"),
     (dict(scale={'output.weight': 9.}), 'scale of output.weight: 9.0 times'),
     (dict(scale={'layer9.weight': .5}), 'scale names layer9.weight, which lenet does not have'),
+    (dict(scale={'conv*': .5, '*.bias': 1., 'fc*': .5}), 'scale names conv*, fc*, which lenet does not have'),
+    (dict(net='resnet20', scale={'output.weight': .5}), 'has no effect: the recipe of resnet20 ranks the weights of all'),
+    (dict(precision='float16'), "unknown precision 'float16'; known are float32, bfloat16"),
     (dict(data='minst'), "data set 'minst' is unknown; known are digits"),
     (dict(data='ptb'), "'ptb' is not for classification; known are digits"),
     (dict(device='gpu'), "'gpu' is none that PyTorch knows")])
 def test_settings_that_are_refused(wrong, why):
     with pytest.raises(ValueError) as e: search_settings(**wrong)
     assert why in str(e.value)
+
+# --- recipes
+
+@pytest.mark.parametrize('net, wanted', [
+    ('lenet',    dict(lr=1.2e-3, batch_size=60, rate=.2, scale={'output.weight': .5}, steps=50_000)),
+    ('conv2',    dict(lr=2e-4, batch_size=60, rate=.2, scale={'output.weight': .5, 'conv*': .5}, steps=20_000)),
+    ('conv6',    dict(lr=3e-4, batch_size=60, rate=.2, scale={'output.weight': .5, 'conv*': .75}, steps=30_000)),
+    ('resnet20', dict(lr=.1, batch_size=128, rate=.2, scale={}, steps=63_000))])
+def test_what_is_left_out_comes_from_the_recipe(net, wanted):
+    "And what is given does not; digits take 1,000 steps whatever the network."
+    found = search_settings('cifar10', net)
+    assert {k: found[k] for k in wanted} == wanted
+    assert search_settings(net=net)['steps'] == 1000
+    given = dict(lr=.01, batch_size=7, rate=.3, steps=9)
+    assert {k: search_settings('cifar10', net, **given)[k] for k in given} == given
+    found['scale']['mine'] = .1
+    assert 'mine' not in RECIPES[net]['scale']
+
+def one_round(net, **changes):
+    "The dense network and the ticket of one round, of a few steps."
+    make_run, train, prune = classification_parts(settings(net=net, steps=4, eval_every=4, **changes))
+    return make_run, train, find_ticket(make_run, train, prune, rounds=1, progress=False)
+
+def test_per_layer_and_its_scale():
+    "Exact counts: a tenth of a convolution and of the output, a fifth of the others."
+    *_, (dense, ticket) = one_round('conv2')
+    full, left = kept(dense.masks), kept(ticket.masks)
+    for name in full:
+        rate = .2 if name in ('layer1.weight', 'layer2.weight') else .1
+        assert left[name] == full[name] - round(rate*full[name]), name
+
+@pytest.mark.parametrize('net, not_pruned', [
+    ('resnet18', {'output.weight', 'block21.shortcut.conv.weight', 'block31.shortcut.conv.weight'}), ('resnet20', set())])
+def test_global_and_what_is_excluded(net, not_pruned):
+    "A fifth of all that may be pruned, not of each layer; shortcuts and output only where the recipe prunes them."
+    make_run, _, (dense, ticket) = one_round(net)
+    names = {k for k, p in make_run(0).net.named_parameters() if p.dim() > 1}
+    assert names - dense.masks.keys() == not_pruned
+    full, left = kept(dense.masks), kept(ticket.masks)
+    total = sum(full.values())
+    assert sum(left.values()) == total - round(.2*total)
+    assert len({round(left[k]/full[k], 2) for k in full}) > 3
+
+def test_the_schedule_scales_with_the_steps():
+    make_run, train, _ = classification_parts(settings(net='resnet18', steps=6, eval_every=6))
+    run = make_run(0)
+    train(run)
+    group = run.optimizer.param_groups[0]
+    assert group['lr'] == pytest.approx(.1*.01) and [group['momentum'], group['weight_decay']] == [.9, 1e-4]
+
+# --- precision
+
+low = settings(net='conv2', precision='bfloat16', steps=6, eval_every=3)
+
+def test_bfloat16_uses_the_weights_of_each_step():
+    "As with a block of autocast for each step; one around all of them keeps the weights of the first."
+    torch.set_num_threads(1)
+    make_run, train, _ = classification_parts(low)
+    run = make_run(0)
+    net, start = copy.deepcopy(run.net).train(), copy.deepcopy(run.net.state_dict())
+    train(run)
+    data = load('digits', 0)
+    optimizer, batches = FusedAdam(net.parameters(), lr=2e-4), example_batches(data.x_train, data.y_train, 60, 0)
+    for x, y in batches(0, 6):
+        with torch.autocast('cpu', torch.bfloat16): loss = torch.nn.functional.cross_entropy(net(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert same(run.net.state_dict(), net.state_dict())
+    for name, p in run.net.state_dict().items(): assert p.dtype == torch.float32 and not p.equal(start[name])
+
+def test_bfloat16_changes_the_numbers_and_is_another_search(tmp_path):
+    rows = searched(tmp_path, net='conv2', steps=6)
+    with pytest.raises(ValueError, match="precision was not given, is 'bfloat16'"):
+        searched(tmp_path, net='conv2', steps=6, precision='bfloat16')
+    assert searched(tmp_path/'low', net='conv2', steps=6, precision='bfloat16') != rows
+
+class PowerCut(Hook):
+    "Fails once, at a step."
+    writes, failed = False, False
+    def after_step(self, run):
+        if run.step == 5 and not self.failed:
+            self.failed = True
+            raise RuntimeError('power cut')
+
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('condition', ['ticket', 'reinit'])
+def test_conv2_resumes_to_the_same_bits(precision, condition, tmp_path, monkeypatch):
+    "Killed within a training, beyond its last saved step."
+    torch.set_num_threads(1)
+    some = low | dict(precision=precision)
+    def done(out, r, condition): return run_one(dict(seed=0, round=r, condition=condition), some, out)
+    def plain(o): return {k: v for k, v in o.items() if k != 'seconds'}
+    def both(out):
+        for r in (0, 1)[:1 if condition == 'ticket' else 2]: done(out, r, 'ticket')
+        return done(out, 1, condition)
+    whole, cut = both(tmp_path/'whole'), PowerCut()
+    for r in (0, 1)[:1 if condition == 'ticket' else 2]: done(tmp_path/'cut', r, 'ticket')
+    def saving(run, data, hooks, **options): return train_run(run, data, hooks=[*hooks, cut], save_every=2, **options)
+    monkeypatch.setattr(replicates, 'train_run', saving)
+    with pytest.raises(RuntimeError, match='power cut'): done(tmp_path/'cut', 1, condition)
+    steps = []
+    monkeypatch.setattr(PowerCut, 'after_step', lambda self, run: steps.append(run.step))
+    assert plain(done(tmp_path/'cut', 1, condition)) == plain(whole)
+    assert steps == [5, 6]                       # it began at the saved step, not at the first
+    assert kept_tickets(tmp_path/'cut') == kept_tickets(tmp_path/'whole')
+
+def test_searches_of_before_there_was_a_precision(tmp_path):
+    "Their settings have none; they resume, and are not done again."
+    rows, note = searched(tmp_path), tmp_path/'search.json'
+    old = {k: v for k, v in read_checked_json(note, '').items() if k not in ('precision', 'file_sha256')}
+    write_checked_json(note, old)
+    assert 'precision' not in load_ticket(ticket_file(tmp_path, 0, 1)).settings
+    (tmp_path/'runs'/'seed0-round2-ticket.json').unlink()
+    (tmp_path/'runs'/'seed0-round2-random.json').unlink()
+    before = {f: f.stat().st_mtime_ns for f in tmp_path.glob('*.safetensors')}
+    assert searched(tmp_path) == rows
+    assert {f: f.stat().st_mtime_ns for f in tmp_path.glob('*.safetensors')} == before
 
 # --- the plan
 
