@@ -1,14 +1,13 @@
 "A search in a folder: of one data set and one set of settings, and whole; sizes that cannot end are refused."
 import copy, itertools, json, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest, torch
 from sameness import same
 from lotterybook.foundations.checksums import read_checked_json, write_checked_json
 from lotterybook.foundations.data import load
-from lotterybook.foundations.deep_networks import RECIPES, build
+from lotterybook.foundations.deep_networks import RECIPES
 from lotterybook.foundations.fast_steps import FusedAdam
 from lotterybook.foundations.hooks import Hook
 from lotterybook.foundations.training import example_batches, train_run
