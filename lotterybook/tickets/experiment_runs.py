@@ -25,7 +25,7 @@ from .controls import shuffled_masks
 from .iterative import tickets
 from .late_rewinding import rewound_to
 from .retraining import WAYS, retrain
-from .rewinding import rewind, snapshot
+from .rewinding import snapshot
 from .rounds import first_run
 from .stability import copies, error_barrier, line_errors
 

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from ..foundations.arguments import checked_size
 from ..foundations.checkpoints import (
     advance_kept, checksum, snapshot, training_settings)
-from ..foundations.data import Splits, check_splits, load
+from ..foundations.data import Splits, check_splits
+from ..foundations.deep_networks import RECIPES
 from ..foundations.fast_steps import FusedAdam, flushed_denormals
 from ..foundations.files import folder_lock
 from ..foundations.hooks import ClipGradient
@@ -36,8 +37,8 @@ from ..foundations.sweeps import sweep
 from ..foundations.training import (
     batch_order, classification, evaluating, holding)
 from lotterybook.tickets.replicates import (
-    classification_parts, finished_runs, run_file, run_one, runs_before, search, step_file,
-    table_row)
+    classification_parts, finished_runs, run_file, run_one, runs_before, search, search_data,
+    step_file, table_row)
 from .rewinding import check_fit, rewind
 
 # %% ../../nbs/3_tickets/327_stacked_replicates.ipynb #export-stack
@@ -355,10 +356,20 @@ def _diverged(step: int | None, history: list[dict]) -> FloatingPointError | Non
                               'or look at the inputs of that step')
 
 # %% ../../nbs/3_tickets/327_stacked_replicates.ipynb #export-parts
+def _check_stackable(settings: dict) -> None:
+    "Raises ValueError if one by one these settings would train in another way than in a stack."
+    if RECIPES[settings['net']]['optimizer'] != 'adam':
+        raise ValueError(f'the recipe of {settings["net"]} has a schedule, and is not stacked: '
+                         'leave out --stack')
+    for name, only in (('precision', 'float32'), ('rewind_step', 0)):
+        if settings.get(name, only) != only:
+            raise ValueError(f'{name}={settings[name]!r} is not stacked: leave out --stack')
+
 def stacked_parts(
     settings: dict, # of `search_settings`
 ) -> tuple[Callable, Callable, Callable]: # make_run, train_all, prune
     "What a stacked search of classifiers is made of; `train_all(runs, file, hooks)` trains a list."
+    _check_stackable(settings)
     make_run, _, prune = classification_parts(settings)
     options   = {k: settings[k] for k in ('steps', 'batch_size', 'eval_every', 'device')}
     on_cuda   = torch.device(settings['device']).type == 'cuda'
@@ -367,7 +378,7 @@ def stacked_parts(
     def train_all(runs: list[Run], file: Path | None = None, hooks: Iterable[Hook] = ()) -> list:
         "Train runs together, with their state in a file."
         for run in runs:
-            if run.seed not in there: there[run.seed] = load(settings['data'], run.seed)
+            if run.seed not in there: there[run.seed] = search_data(settings['data'], run.seed)
         return train_stacked(runs, [there[run.seed] for run in runs], optimizer, **options,
                              hooks=hooks, file=file)
     return make_run, train_all, prune
