@@ -89,6 +89,8 @@ def _find_arguments(parser):
     add('--steps',          int,     'N',    'optimizer steps of one training; '
                                              'default: 1,000 on digits, else as in the paper '
                                              '(lenet: 50,000)')
+    add('--rewind-step',    int,     'K',    'begin every round with the weights of this step; '
+                                             'default: 0')
     add('--precision',      str,     'NAME', 'float32 or bfloat16; default: float32')
     add('--conditions',     _names,  'LIST', 'comma-separated; default: '
                                              'ticket,reinit,shuffled,random,one_shot; '

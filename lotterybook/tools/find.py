@@ -59,7 +59,9 @@ def _search(settings: dict, plan: list[dict], out: Path, done: int, workers: int
             progress: bool, executor: Executor | None, stack: bool) -> list[dict]:
     "The rows of a search; if it is interrupted or fails, the table of what is done is written."
     from lotterybook.foundations.sweeps import RunFailed
-    from lotterybook.tickets.replicates import finished_runs, search, step_file
+    from lotterybook.tickets.late_rewinding import late_parts
+    from lotterybook.tickets.replicates import (
+        classification_parts, finished_runs, search, step_file)
     from lotterybook.tickets.stacked_replicates import stacked_search
     steps = step_file(out)
     def announce():
@@ -70,7 +72,8 @@ def _search(settings: dict, plan: list[dict], out: Path, done: int, workers: int
     def taken(): return f'{steps.stat().st_size*settings["eval_every"]:,} steps'
     try:
         if stack: return stacked_search(settings, plan, out, announce, progress=progress, note=taken)
-        return search(settings, plan, out, announce, workers=workers, progress=progress,
+        parts = late_parts if settings['rewind_step'] else classification_parts
+        return search(settings, plan, out, announce, parts, workers=workers, progress=progress,
                       note=taken, executor=executor, retries=2 if executor else 0)
     except KeyboardInterrupt:
         _write_table(out, settings)
