@@ -85,8 +85,8 @@ def rewinding_run(
         def add(round: int, condition: str, masks: Masks):
             rows.append(dict(round=round, condition=condition,
                              **_forked(fork, start, masks, whole, data, settings['points'])))
-        search = tickets(first_run(at_k, seed), whole, pruner(settings['rate'], allocation=_SCALED),
-                         max(settings['rounds']))
+        prune  = pruner(settings['rate'], allocation=_SCALED)
+        search = tickets(first_run(at_k, seed), whole, prune, max(settings['rounds']))
         for run, ticket in search:
             if run.round in settings['rounds']: add(run.round, 'ticket', ticket.masks)
         add(run.round, 'shuffled', shuffled_masks(ticket.masks, rng(seed, 'shuffled', run.round)))
@@ -113,7 +113,8 @@ def retraining_run(
             "The test accuracy after each round."
             def new(round): return snapshot(first_run(make_run, seed, 'reinit', round).net)
             prune = pruner(rate_, allocation=_SCALED)
-            found = retrain(way, run, again, prune, rate, t, rounds, dict(rewound=theta[t], new=new))
+            starts = dict(rewound=theta[t], new=new)
+            found  = retrain(way, run, again, prune, rate, t, rounds, starts)
             return [_accuracy(run.net, o.theta_T, data) for o in found]
         for size in settings['sizes']:
             for t in settings['budgets']:
