@@ -34,7 +34,7 @@ def replicate_parts(
     settings: dict, # data, net, steps; recipe: what differs from `RECIPES[net]`
     seed: int,      # the replicate
 ) -> tuple[Splits, Callable, Callable, Callable]: # data, make_run, train, rate
-    "What a replicate is made of: `make_run(seed)`, `train(run, end, lr, more)`, the rate of a step."
+    "What a replicate has: data, `make_run(seed)`, `train(run, end, lr, more)`, the rate of a step."
     data   = load(settings['data'], seed)
     recipe = RECIPES[settings['net']] | settings.get('recipe', {})
     rate   = step_schedule(recipe['lr'], settings['steps'], recipe.get('milestones', ()))
