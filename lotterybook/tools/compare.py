@@ -221,8 +221,20 @@ def _plan(methods: Sequence[str], densities: Sequence[float], seeds: int) -> lis
     return [dict(method=m, density=d, seed=s, factor=1.) for s in range(seeds) for m in methods
             for d in (densities if m != 'dense' else (1.,))]
 
+def _claim(out: Path, settings: dict) -> None:
+    "Note the settings of a comparison in its folder; refuse one of other settings."
+    from lotterybook.foundations.arguments import check_settings
+    from lotterybook.foundations.checksums import read_checked_json, write_checked_json
+    keep = out/'compare.json'
+    if keep.exists():
+        check_settings(read_checked_json(keep, 'remove it, and all of its folder'), settings, out)
+    write_checked_json(keep, settings)
+
 def _to_budget(config: dict, result: dict, budget: float) -> dict:
     "The same run, so much longer or shorter that it spends the budget."
+    if not result['spent']:
+        raise ValueError(f"method {config['method']!r} has trained nothing by `train`: "
+                         'its cost is not known, and only budget=0 can compare it')
     return dict(config, factor=round(min(_LONGEST, budget/result['spent']), 3))
 
 def _name(config: dict) -> str:
@@ -238,6 +250,7 @@ def compare(
     budget: float = 5.,                 # of the second comparison, in dense trainings; 0: leave out
     workers: int | None = None,         # processes, one core each; None: one per core
     progress: bool = True,              # show a bar
+    quiet: bool = False,                # print no table
     **settings: object,                 # of `compare_settings`: data, net, steps
 ) -> list[dict]:                        # rows of `COLUMNS`
     "Compare methods at equal final training, and at equal total cost."
@@ -249,16 +262,20 @@ def compare(
     workers  = os.cpu_count() or 1 if workers is None else checked_size(workers, 'workers')
     settings = compare_settings(**settings)
     out, run = Path(out), partial(measured, settings=settings)
-    def swept(plan):
-        return sweep(run, plan, out/'runs', workers=workers, name=_name, progress=progress)
     first = _plan(methods, densities, checked_size(seeds, 'seeds'))
+    _claim(out, settings)
+    def swept(plan):
+        try: return sweep(run, plan, out/'runs', workers=workers, name=_name, progress=progress)
+        except KeyboardInterrupt:
+            print(f'\nInterrupted; what is done is kept in {out}. The same command resumes.')
+            raise
     found = swept(first)
     rows  = [dict(equal='training', **c, **r) for c, r in zip(first, found)]
     if budget:
         second = [_to_budget(c, r, budget) for c, r in zip(first, found)]
         rows  += [dict(equal='cost', **c, **r) for c, r in zip(second, swept(second))]
     record_rows(out/'rows.csv', rows, dict(settings, budget=budget) | provenance('cpu'))
-    print(comparison_text(rows), f'\ntable  {out/"rows.csv"}', sep='')
+    if not quiet: print(comparison_text(rows), f'\ntable  {out/"rows.csv"}', sep='')
     return rows
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-text
