@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'RECIPES', 'conv_net', 'conv2', 'conv4', 'conv6', 'ResidualBlock', 'he_normal_', 'resnet20', 'vgg',
-           'vgg16', 'vgg19', 'build', 'step_schedule', 'make_optimizer']
+           'vgg16', 'vgg19', 'small_vgg', 'build', 'step_schedule', 'make_optimizer']
 
 # %% ../../nbs/7_foundations/753_deep_networks.ipynb #export-imports
 from collections import OrderedDict
@@ -144,11 +144,32 @@ def vgg19(input_shape=_IMAGE, classes: int = 10, seed: int | None = None,
     "`vgg` of 16 convolutions. Simonyan & Zisserman (2015), E, with batch norm."
     return vgg((2, 2, 4, 4, 4), input_shape, classes, seed, gamma)
 
+# %% ../../nbs/7_foundations/753_deep_networks.ipynb #export-small-vgg
+def small_vgg(
+    input_shape: tuple[int, ...] = (1, 28, 28), # channels, height, width
+    classes: int = 10,                          # numbers in the output
+    seed: int | None = None,     # of the initial weights; None: PyTorch's global generator
+    gamma: float | None = .5,    # of every norm scale at the start; None: at random in [0, 1)
+) -> nn.Sequential:              # (batch, *input_shape) -> (batch, classes) logits
+    "VGG in small: two convolutions each of 16, 32, 64 channels; scales as You et al. (2020)."
+    channels, *size = input_shape
+    if min(size) < 4:
+        raise ValueError(f'{size[0]} × {size[1]} pixels are too few to be halved twice')
+    layers = OrderedDict()
+    for g, width in enumerate((16, 32, 64), 1):
+        for k in (1, 2):
+            layers |= {f'conv{g}{k}': nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                       f'norm{g}{k}': nn.BatchNorm2d(width), f'relu{g}{k}': nn.ReLU()}
+            channels = width
+        layers[f'pool{g}'] = nn.MaxPool2d(2) if g < 3 else nn.AdaptiveAvgPool2d(1)
+    layers |= dict(flatten=nn.Flatten(), output=nn.Linear(channels, classes))
+    with init_stream(seed): return he_normal_(nn.Sequential(layers), gamma)
+
 # %% ../../nbs/7_foundations/753_deep_networks.ipynb #export-build
 NETWORKS: dict[str, Callable[..., nn.Module]] = dict(
     lenet=lenet, batchnorm_mlp=batchnorm_mlp, conv2=conv2, conv4=conv4, conv6=conv6,
     resnet18=resnet20, resnet20=resnet20,  # one network, two recipes
-    vgg16=vgg16, vgg19=vgg19)
+    vgg16=vgg16, vgg19=vgg19, small_vgg=small_vgg)
 
 def build(
     name: str,                # one of `NETWORKS`
@@ -189,7 +210,9 @@ RECIPES: dict[str, dict] = {                 # as reported; Frankle & Carbin (20
     'vgg19':         _SGD | dict(steps=112_000, batch_size=64, exclude=('output*',)),
     # Frankle et al. (2020): 160 epochs, the rate divided at 80 and 120
     'resnet20':      _SGD | dict(steps=63_000),
-    'vgg16':         _SGD | dict(steps=63_000, exclude=('output*',))}
+    'vgg16':         _SGD | dict(steps=63_000, exclude=('output*',)),
+    # of this book, after You et al. (2020)
+    'small_vgg':     _SGD | dict(steps=6_000, batch_size=64, augment=False, exclude=('output*',))}
 
 def make_optimizer(
     recipe: dict,        # one of `RECIPES`, or with other values

@@ -80,7 +80,7 @@ def _find_arguments(parser):
     add('--data',           str,     'NAME', 'digits, mnist, fashion_mnist or cifar10; '
                                              'default: digits')
     add('--net',            str,     'NAME', 'lenet, batchnorm_mlp, conv2, conv4, conv6, resnet18, '
-                                             'resnet20, vgg16 or vgg19; default: lenet')
+                                             'resnet20, vgg16, vgg19 or small_vgg; default: lenet')
     add('--rounds',         int,     'N',    'rounds of pruning; default: 15')
     add('--seeds',          int,     'N',    'replicates; default: 5')
     add('--seed',           int,     'N',    'seed of the first replicate; default: 0')
