@@ -29,7 +29,7 @@ from ..pruning.multiply_adds import multiply_adds
 from ..pruning.structured_pruning import remove_channels
 from .controls import shuffled_masks
 from .early_bird import (
-    chance_distance, channel_masks, norm_scales, scale_penalty, settled)
+    chance_distance, channel_masks, newest_distances, norm_scales, scale_penalty, settled)
 from .early_bird_training import with_shifts
 
 # %% ../../nbs/3_tickets/372_early_bird_runs.ipynb #export-cut
@@ -137,11 +137,14 @@ def _distances(masks: Sequence[Masks], every: int, window: int = 5) -> Iterator[
                        chance=chance_distance(masks[i], masks[j]))
 
 def _searched(a: _Replicate, run: Run, seen: Sequence[Masks], state: dict | None) -> dict:
-    "When a mask settled, how far it is from the last one, and what it leaves of the network."
+    ("When a mask settled, the least window distance by half of the training, how far the settled "
+     "mask is from the last one, and what it leaves of the network.")
     t    = state['step'] if state else a.steps  # never: the whole training
     mask = seen[t//a.every - 1]
-    return dict(way='search', settled=t/a.steps, never=state is None,
-                distance=distance(mask, seen[-1]), chance=chance_distance(mask, seen[-1]),
+    far  = [max(newest_distances(seen[:k])) for k in range(5, a.steps//2//a.every + 1)]
+    return dict(way='search', settled=t/a.steps, never=state is None, by_half=min(far, default=1.),
+                distance=distance(mask, seen[-1]) if state else 1.,  # never: as far as can be
+                chance=chance_distance(mask, seen[-1]),
                 narrowest=min(kept(mask).values()),
                 left=a.cost(a.cut(run, mask).net)/a.cost(run.net))
 
