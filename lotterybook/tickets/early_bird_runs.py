@@ -73,7 +73,8 @@ class _Replicate:
         self.steps, self.every = settings['steps'], checked_size(settings['every'], 'every')
         self.recipe = RECIPES[settings['net']] | settings.get('recipe', {})
         self.data   = load(settings['data'], seed).to(settings.get('device', 'cpu'))
-        self.rate   = step_schedule(self.recipe['lr'], self.steps, self.recipe.get('milestones', ()))
+        self.rate   = step_schedule(self.recipe['lr'], self.steps,
+                                    self.recipe.get('milestones', ()))
 
     def optimizer_of(self, net: nn.Module) -> Optimizer: return make_optimizer(self.recipe, net)
 

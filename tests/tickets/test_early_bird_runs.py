@@ -1,7 +1,6 @@
 "Replicates of the experiment on early birds: momentum cut like weights, equal costs, equal sizes, when masks settle."
 import pytest, torch
 from sameness import same
-from torch import nn
 from torch.nn import functional as F
 from lotterybook.foundations.data import load
 from lotterybook.foundations.deep_networks import small_vgg
