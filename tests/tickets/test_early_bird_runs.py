@@ -152,6 +152,8 @@ def test_ways_differ(found):
     "Each is a training of its own."
     for pair in settings['trained']:
         assert len({r['accuracy'] for r in ways(found, *pair).values()}) >= 4
+        here = {way: r['accuracy'] for way, r in ways(found, *pair).items()}
+        assert here['early_bird'] not in (here['random_same_state'], here['rewound'])  # alike but for these
 
 def test_when_masks_settle(found):
     "By the recorded distances: the first mask within 0.1 of each of the four before."
