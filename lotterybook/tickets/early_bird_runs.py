@@ -196,7 +196,7 @@ def early_bird_run(
     config: dict,   # seed
     settings: dict, # data, net, steps, every, ratios, trained, penalty; recipe, device if others
 ) -> dict:          # rows: by ranking and ratio, of the search and of each way; distances
-    "Do early birds emerge, and what are they worth at equal cost? You et al. (2020), figure 1."
+    "Do early birds emerge, and what are they worth at equal cost? After You et al. (2020)."
     with flushed_denormals():
         a = _Replicate(settings, config['seed'])
         run, seen, found = _search(a)
