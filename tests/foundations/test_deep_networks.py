@@ -2,9 +2,11 @@
 import math
 from fnmatch import fnmatchcase
 import pytest, torch
+from sameness import same
 from lotterybook.foundations.data import load
 from lotterybook.foundations.deep_networks import (
-    NETWORKS, RECIPES, ResidualBlock, build, conv6, make_optimizer, resnet20, small_vgg, step_schedule, vgg16, vgg19)
+    NETWORKS, RECIPES, ResidualBlock, build, conv2, conv4, conv6, conv_net, make_optimizer, resnet20, small_vgg, step_schedule,
+    vgg, vgg16, vgg19)
 torch.set_num_threads(1)
 digits = load('digits')
 
@@ -28,6 +30,14 @@ def test_depth():
     assert sum('shortcut' not in k for k in convolutions(resnet20())) == 19
     assert [k for k in convolutions(resnet20()) if 'shortcut' in k] == ['block21.shortcut.conv', 'block31.shortcut.conv']
     assert [len(convolutions(vgg16())), len(convolutions(vgg19()))] == [13, 16]
+
+def test_names_are_the_builders_with_one_argument_given():
+    "The same layers and the same weights."
+    for k, named in enumerate((conv2, conv4, conv6), 1):
+        assert same(named((1, 8, 8), 7, 3).state_dict(), conv_net(k, (1, 8, 8), 7, 3).state_dict())
+    with torch.device('meta'):
+        for convolutions, named in (((2, 2, 3, 3, 3), vgg16), ((2, 2, 4, 4, 4), vgg19)):
+            assert str(named((1, 16, 20), 7, None, .5)) == str(vgg(convolutions, (1, 16, 20), 7, None, .5))
 
 def test_a_block_adds_to_its_input():
     block = ResidualBlock(4, 4).eval()
@@ -55,6 +65,10 @@ def test_schedule_by_hand():
     assert [rate(t) for t in (0, 4, 9, 10, 49)] == pytest.approx([.1, .5, 1, 1, 1])
     assert [rate(t) for t in (50, 74, 75, 99)] == pytest.approx([.1, .1, .01, .01])
     assert step_schedule(.1, 100, ())(99) == .1
+
+def test_shares_scale_with_the_training():
+    "However long it is, the rate ends at a hundredth."
+    for steps in (4, 60, 1000): assert step_schedule(1., steps)(steps - 1) == pytest.approx(.01)
 
 def test_recipes_fit_their_networks():
     assert RECIPES.keys() == NETWORKS.keys()
