@@ -114,24 +114,26 @@ def resnet20(
 
 # %% ../../nbs/7_foundations/753_deep_networks.ipynb #export-vgg
 def vgg(
-    convolutions: tuple[int, ...],        # in each of the five groups
+    convolutions: tuple[int, ...],        # in each group
     input_shape: tuple[int, ...] = _IMAGE, # channels, height, width
     classes: int = 10,                    # numbers in the output
     seed: int | None = None,      # of the initial weights; None: PyTorch's global generator
     gamma: float | None = None,   # of every norm scale at the start; None: at random in [0, 1)
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512), # channels of each group
 ) -> nn.Sequential:               # (batch, *input_shape) -> (batch, classes) logits
     "Groups of convolutions with norm layers, a pooling layer after each, one linear layer."
     channels, *size = input_shape
-    if min(size) < 16:
-        raise ValueError(f'VGG halves an image four times; {size[0]} × {size[1]} pixels are too few')
+    last = len(convolutions)
+    if min(size) < 2**(last - 1):
+        raise ValueError(f'{size[0]} × {size[1]} pixels are too few to be halved {last - 1} times')
     layers = OrderedDict()
-    for g, (n, width) in enumerate(zip(convolutions, (64, 128, 256, 512, 512)), 1):
+    for g, (n, width) in enumerate(zip(convolutions, widths), 1):
         for k in range(1, n + 1):
             layers |= {f'conv{g}{k}': nn.Conv2d(channels, width, 3, padding=1, bias=False),
                        f'norm{g}{k}': nn.BatchNorm2d(width), f'relu{g}{k}': nn.ReLU()}
             channels = width
-        layers[f'pool{g}'] = nn.MaxPool2d(2) if g < 5 else nn.AdaptiveAvgPool2d(1)
-    layers |= dict(flatten=nn.Flatten(), output=nn.Linear(512, classes))
+        layers[f'pool{g}'] = nn.MaxPool2d(2) if g < last else nn.AdaptiveAvgPool2d(1)
+    layers |= dict(flatten=nn.Flatten(), output=nn.Linear(channels, classes))
     with init_stream(seed): return he_normal_(nn.Sequential(layers), gamma)
 
 def vgg16(input_shape=_IMAGE, classes: int = 10, seed: int | None = None,
@@ -145,25 +147,10 @@ def vgg19(input_shape=_IMAGE, classes: int = 10, seed: int | None = None,
     return vgg((2, 2, 4, 4, 4), input_shape, classes, seed, gamma)
 
 # %% ../../nbs/7_foundations/753_deep_networks.ipynb #export-small-vgg
-def small_vgg(
-    input_shape: tuple[int, ...] = (1, 28, 28), # channels, height, width
-    classes: int = 10,                          # numbers in the output
-    seed: int | None = None,     # of the initial weights; None: PyTorch's global generator
-    gamma: float | None = .5,    # of every norm scale at the start; None: at random in [0, 1)
-) -> nn.Sequential:              # (batch, *input_shape) -> (batch, classes) logits
-    "VGG in small: two convolutions each of 16, 32, 64 channels; scales as You et al. (2020)."
-    channels, *size = input_shape
-    if min(size) < 4:
-        raise ValueError(f'{size[0]} × {size[1]} pixels are too few to be halved twice')
-    layers = OrderedDict()
-    for g, width in enumerate((16, 32, 64), 1):
-        for k in (1, 2):
-            layers |= {f'conv{g}{k}': nn.Conv2d(channels, width, 3, padding=1, bias=False),
-                       f'norm{g}{k}': nn.BatchNorm2d(width), f'relu{g}{k}': nn.ReLU()}
-            channels = width
-        layers[f'pool{g}'] = nn.MaxPool2d(2) if g < 3 else nn.AdaptiveAvgPool2d(1)
-    layers |= dict(flatten=nn.Flatten(), output=nn.Linear(channels, classes))
-    with init_stream(seed): return he_normal_(nn.Sequential(layers), gamma)
+def small_vgg(input_shape=(1, 28, 28), classes: int = 10, seed: int | None = None,
+              gamma: float | None = .5) -> nn.Sequential:
+    "`vgg` of two convolutions each of 16, 32 and 64 channels; scales as You et al. (2020)."
+    return vgg((2, 2, 2), input_shape, classes, seed, gamma, (16, 32, 64))
 
 # %% ../../nbs/7_foundations/753_deep_networks.ipynb #export-build
 NETWORKS: dict[str, Callable[..., nn.Module]] = dict(

@@ -57,7 +57,7 @@ def test_he_normal_and_scales():
 def test_images_too_small():
     assert conv6((3, 8, 8))(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
     with pytest.raises(ValueError, match='4 × 4 pixels too often; it needs 8 × 8'): conv6((3, 4, 4))
-    with pytest.raises(ValueError, match='8 × 8 pixels are too few'): vgg16((3, 8, 8))
+    with pytest.raises(ValueError, match='8 × 8 pixels are too few to be halved 4 times'): vgg16((3, 8, 8))
     with pytest.raises(ValueError, match='known are lenet'): build('lenet5', digits)
 
 def test_schedule_by_hand():
@@ -89,5 +89,5 @@ def test_small_vgg():
     assert all((o.weight == .5).all() for o in net.modules() if isinstance(o, torch.nn.BatchNorm2d))
     assert not torch.equal(small_vgg(gamma=None).norm11.weight, net.norm11.weight)
     for side in (4, 8, 28): assert small_vgg((1, side, side))(torch.zeros(2, 1, side, side)).shape == (2, 10)
-    with pytest.raises(ValueError, match='3 × 28 pixels are too few'): small_vgg((1, 3, 28))
+    with pytest.raises(ValueError, match='3 × 28 pixels are too few to be halved 2 times'): small_vgg((1, 3, 28))
     assert torch.equal(build('small_vgg', digits, seed=3).conv32.weight, build('small_vgg', digits, seed=3).conv32.weight)
