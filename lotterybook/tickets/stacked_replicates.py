@@ -29,7 +29,7 @@ from ..foundations.data import Splits, check_splits
 from ..foundations.deep_networks import RECIPES
 from ..foundations.fast_steps import FusedAdam, flushed_denormals
 from ..foundations.files import folder_lock
-from ..foundations.hooks import ClipGradient
+from ..foundations.hooks import ClipGradient, losses_due
 from ..foundations.progress import progress_bar
 from ..foundations.randomness import kept_generators
 from ..foundations.running import Batches, Hook, Masks, Objective, Run, seeded, take_step
@@ -280,15 +280,13 @@ class NoteDivergence(Hook):
 
     def after_step(self, run: Run) -> None:
         "Check the losses since the last check; stop if no replicate is left."
-        losses = run.extra.setdefault('losses', [])
-        losses.append(run.loss)
-        if run.step % self.every and run.step != self.end: return
-        odd   = ~torch.stack(losses).isfinite()
+        losses = losses_due(run, self.every, self.end)
+        if losses is None: return
+        odd   = ~losses.isfinite()
         found = run.extra.setdefault('diverged', {})
         for i in odd.any(0).nonzero().flatten().tolist():
             found.setdefault(i, run.step - len(losses) + int(odd[:, i].nonzero()[0]))
         run.stopped = len(found) == odd.shape[1]
-        losses.clear()
 
 # %% ../../nbs/3_tickets/327_stacked_replicates.ipynb #export-train
 def train_stacked(
