@@ -6,6 +6,7 @@
 __all__ = ['replicate_parts', 'rewinding_run', 'retraining_run']
 
 # %% ../../nbs/3_tickets/370_experiment_runs.ipynb #export-imports
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from torch import nn
@@ -72,8 +73,9 @@ def _forked(fork: Run, start: dict, masks: Masks, train: Callable, data: Splits,
 def rewinding_run(
     config: dict,   # net, k, seed
     settings: dict, # data, steps, rate, rounds, points; recipes: by network
-) -> dict:          # rows: round, condition, remaining, barrier, accuracy
+) -> dict:          # rows: round, condition, remaining, barrier, accuracy; seconds
     "Tickets rewound to step k, and how stable they are. Frankle et al. (2020), figure 5."
+    began = time.perf_counter()
     net, k, seed = config['net'], config['k'], config['seed']
     settings = settings | dict(net=net, recipe=settings['recipes'].get(net, {}))
     with flushed_denormals():
@@ -90,14 +92,15 @@ def rewinding_run(
         for run, ticket in search:
             if run.round in settings['rounds']: add(run.round, 'ticket', ticket.masks)
         add(run.round, 'shuffled', shuffled_masks(ticket.masks, rng(seed, 'shuffled', run.round)))
-    return dict(rows=rows)
+    return dict(rows=rows, seconds=time.perf_counter() - began)
 
 # %% ../../nbs/3_tickets/370_experiment_runs.ipynb #export-retraining
 def retraining_run(
     config: dict,   # seed
     settings: dict, # data, net, recipe, steps, budgets, sizes, rate, rounds, iterative_budget
-) -> dict:          # rows: way, mode, size (%), t, accuracy
+) -> dict:          # rows: way, mode, size (%), t, accuracy; seconds
     "Ways to retrain one trained network after pruning. Renda et al. (2020), figures 1 and 2."
+    began = time.perf_counter()
     seed, T = config['seed'], settings['steps']
     with flushed_denormals():
         data, make_run, train, rate = replicate_parts(settings, seed)
@@ -126,4 +129,4 @@ def retraining_run(
             found = retrained(way, t, settings['rate'], last)
             rows += [dict(way=way, mode='iterative', size=round(100*(1 - settings['rate'])**r, 1),
                           t=t, accuracy=found[r - 1]) for r in settings['rounds']]
-    return dict(rows=rows)
+    return dict(rows=rows, seconds=time.perf_counter() - began)
