@@ -24,7 +24,7 @@ def test_cifar10():
     import torch
     from lotterybook.foundations.data import load
     folder = os.environ.get('LOTTERYBOOK_DATA')
-    if not folder or not (Path(folder)/'cifar-10-batches-py').is_dir(): skip('no CIFAR-10 in LOTTERYBOOK_DATA')
+    if not folder or not (Path(folder)/'cifar-10-batches-py').is_dir(): pytest.skip('no CIFAR-10 in LOTTERYBOOK_DATA')
     data = load('cifar10', folder=folder)
     assert [len(o) for o in (data.x_train, data.x_validation, data.x_test)] == [45_000, 5_000, 10_000]
     pixels = torch.cat([data.x_train, data.x_validation])
