@@ -1576,8 +1576,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                        'lotterybook/tickets/stacked_replicates.py'),
                                                         'lotterybook.tickets.stacked_replicates.NoteDivergence': ( '3_tickets/stacked_replicates.html#notedivergence',
                                                                                                                    'lotterybook/tickets/stacked_replicates.py'),
-                                                        'lotterybook.tickets.stacked_replicates.NoteDivergence.__init__': ( '3_tickets/stacked_replicates.html#notedivergence.__init__',
-                                                                                                                            'lotterybook/tickets/stacked_replicates.py'),
                                                         'lotterybook.tickets.stacked_replicates.NoteDivergence.after_step': ( '3_tickets/stacked_replicates.html#notedivergence.after_step',
                                                                                                                               'lotterybook/tickets/stacked_replicates.py'),
                                                         'lotterybook.tickets.stacked_replicates.Stack': ( '3_tickets/stacked_replicates.html#stack',

@@ -29,7 +29,7 @@ from ..foundations.data import Splits, check_splits
 from ..foundations.deep_networks import RECIPES
 from ..foundations.fast_steps import FusedAdam, flushed_denormals
 from ..foundations.files import folder_lock
-from ..foundations.hooks import ClipGradient, losses_due
+from ..foundations.hooks import ClipGradient, FiniteLoss, losses_due
 from ..foundations.progress import progress_bar
 from ..foundations.randomness import kept_generators
 from ..foundations.running import Batches, Hook, Masks, Objective, Run, seeded, take_step
@@ -269,15 +269,8 @@ class ValidateEach(Hook):
                                  kept=kept, weights=weights)
 
 # %% ../../nbs/3_tickets/327_stacked_replicates.ipynb #export-divergence
-class NoteDivergence(Hook):
+class NoteDivergence(FiniteLoss):
     "`run.extra['diverged']`: the first step at which a replicate's loss was not finite."
-    writes = False
-    def __init__(self,
-        every: int = 100,        # steps between checks
-        end: int | None = None,  # check after this step, too
-    ):
-        self.every, self.end = checked_size(every, 'every'), end
-
     def after_step(self, run: Run) -> None:
         "Check the losses since the last check; stop if no replicate is left."
         losses = losses_due(run, self.every, self.end)

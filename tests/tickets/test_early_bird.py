@@ -5,6 +5,7 @@ import pytest, torch
 from sameness import same
 from torch import nn
 from torch.nn import functional as F
+from early_bird_parts import small_run, weight_masks
 from lotterybook.foundations.checkpoints import advance_kept
 from lotterybook.foundations.data import load
 from lotterybook.foundations.networks import batchnorm_mlp, lenet
@@ -15,7 +16,6 @@ from lotterybook.foundations.training import classification, example_batches
 from lotterybook.pruning.allocation import per_layer
 from lotterybook.pruning.masks import distance, full_masks, kept
 from lotterybook.pruning.schedules import pruner
-from lotterybook.pruning.scores import magnitude
 from lotterybook.tickets.early_bird import (
     EarlyBird, chance_distance, channel_masks, distance_matrix, layer_distances, newest_distances,
     norm_scales, scale_penalty, settled)
@@ -141,14 +141,6 @@ def test_rules_that_are_refused(options, why):
 
 digits = load('digits')
 half   = partial(channel_masks, prune_ratio=.5)
-
-def weight_masks(net):
-    full = full_masks(net)
-    return per_layer(magnitude(net, full), full, .5)
-
-def small_run(seed=0):
-    net = batchnorm_mlp(64, widths=(20, 10), seed=seed)
-    return Run(net, torch.optim.SGD(net.parameters(), lr=.05, momentum=.9), seed=seed)
 
 def train(run, hooks, end=60, file=None, every=7):
     batches = example_batches(digits.x_train, digits.y_train, 100, run.seed)

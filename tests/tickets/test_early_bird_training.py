@@ -3,16 +3,15 @@ from functools import partial
 import pytest, torch
 from sameness import same
 from torch import nn
+from early_bird_parts import small_run, weight_masks
 from lotterybook.foundations.checkpoints import advance_kept, snapshot
 from lotterybook.foundations.data import load
 from lotterybook.foundations.hooks import LearningRate
 from lotterybook.foundations.networks import batchnorm_mlp, lenet
 from lotterybook.foundations.randomness import rng
-from lotterybook.foundations.running import Hook, Run, advance
+from lotterybook.foundations.running import Hook, advance
 from lotterybook.foundations.training import classification, example_batches
-from lotterybook.pruning.allocation import per_layer
-from lotterybook.pruning.masks import apply_masks, full_masks, kept
-from lotterybook.pruning.scores import magnitude
+from lotterybook.pruning.masks import apply_masks, kept
 from lotterybook.pruning.structured_pruning import remove_channels
 from lotterybook.tickets.early_bird import EarlyBird, channel_masks
 from lotterybook.tickets.early_bird_training import (
@@ -23,14 +22,6 @@ torch.set_num_threads(1)
 digits = load('digits')
 loss   = classification()
 half   = partial(channel_masks, prune_ratio=.5)
-
-def weight_masks(net):
-    full = full_masks(net)
-    return per_layer(magnitude(net, full), full, .5)
-
-def small_run(seed=0):
-    net = batchnorm_mlp(64, widths=(20, 10), seed=seed)
-    return Run(net, torch.optim.SGD(net.parameters(), lr=.05, momentum=.9), seed=seed)
 
 def batches(seed=0): return example_batches(digits.x_train, digits.y_train, 100, seed)
 
