@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from .arguments import checked_name, checked_size
 from .files import (
-    DataFiles, data_folder, fetch_files, read_pickle, unpack, write_atomically)
+    DataFiles, data_folder, fetch_files, read_files, read_pickle, unpack, write_atomically)
 from .language_data import LANGUAGE_FILES, load_language
 from .randomness import rng
 _all_ = ['data_folder']  # of page 705, and public here too
@@ -213,9 +213,11 @@ _ARRAYS |= {(f'numpy.{core}.multiarray', '_reconstruct'): np.zeros(1).__reduce__
 
 def read_cifar(
     path: str | Path,             # a batch in CIFAR's python version
+    content: bytes | None = None, # of the batch, if it lies in an archive; None: that of the file
 ) -> tuple[np.ndarray, np.ndarray]: # images `(n, 3, 32, 32)` uint8, labels `(n,)` int64
     "Read a batch of CIFAR-10 without running what a pickle may hold. Krizhevsky (2009)."
-    found = read_pickle(Path(path).read_bytes(), path, _ARRAYS, encoding='bytes')
+    content = Path(path).read_bytes() if content is None else content
+    found   = read_pickle(content, path, _ARRAYS, encoding='bytes')
     try: images, labels = np.asarray(found[b'data']), np.asarray(found[b'labels'], np.int64)
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f'{path} is not a batch of CIFAR-10: it has no data and labels') from e
@@ -234,12 +236,15 @@ def _digits(seed: int) -> Splits:
     rest, test = order[497:], order[:497]
     return from_tensors(x[rest], y[rest], x[test], y[test], 300, seed, 'digits')
 
-def _pictures(name: str, files: dict[str, Path]) -> tuple[list, list]:
+def _pictures(name: str, folder: str | Path | None) -> tuple[list, list]:
     "Images and labels for training and for testing. Bytes: a quarter of the memory."
     if name == 'cifar10':
-        batches = [read_cifar(files[o]) for o in (*_CIFAR, 'test_batch')]
+        contents = read_files(FILES[name], folder)  # which may lie in the archive
+        batches  = [read_cifar(o, contents[o]) for o in (*_CIFAR, 'test_batch')]
         return [np.concatenate(o) for o in zip(*batches[:-1])], list(batches[-1])
+    files = fetch(name, folder)
     def part(which):
+        "Images with one channel, and labels."
         x, y = (read_idx(files[f'{which}-{what}-ubyte.gz']) for what in
                 ('images-idx3', 'labels-idx1'))
         return [x[:, None].copy(), y.astype(np.int64)]
@@ -253,7 +258,7 @@ def load(
     "A data set by name; 5,000 training images validate. Frankle & Carbin (2019), appendix."
     if checked_name(name, DATASETS, 'data set') == 'digits': return _digits(seed)
     if name in LANGUAGE_FILES: return load_language(name, folder)
-    train, test = _pictures(name, fetch(name, folder))
+    train, test = _pictures(name, folder)
     s = from_tensors(*train, *test, 5000, seed, name)
     for x in (s.x_train, s.x_validation, s.x_test): x.div_(255)
     return s

@@ -197,12 +197,16 @@ def _constants(net: nn.Module, pruned: dict[str, list[int]], example: Any) -> di
     "For each layer `(channels, places)` of its inputs: NaN unless pruning makes them constant."
     seen, hooks = {}, []
     def read(name):
+        "Note what a layer reads."
         def hook(module, args):
+            "Its inputs, a row for each channel."
             x = _channels_last(module, args[0])
             seen.setdefault(name, []).append(x.reshape(-1, x.shape[-1]).t())
         return hook
     def put_out(channels):
+        "Make pruned channels put out their bias."
         def hook(module, args, out):
+            "The output with these channels replaced."
             out  = out.clone()
             bias = 0 if module.bias is None else module.bias[channels]
             _channels_last(module, out)[..., channels] = bias

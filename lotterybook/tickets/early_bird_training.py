@@ -25,6 +25,7 @@ def _early(run: Run) -> dict:
 class _Prune(Hook):
     "Prunes once, in the step in which the masks have settled."
     def after_step(self, run: Run) -> None:
+        "Once the masks are there, set them."
         early = _early(run)
         if early['epoch'] is None or early.get('pruned'): return
         new = with_shifts(early['masks'])
@@ -58,6 +59,7 @@ def rewound_rate(
     "A schedule that begins again when an early bird is found, squeezed into the steps left."
     checked_size(every, 'every')
     def now(run: Run) -> float:
+        "The rate of the run's next step."
         epoch = _early(run)['epoch']
         if epoch is None: return rate(run.step)
         start = epoch*every
@@ -75,6 +77,7 @@ def _rounded(t: Tensor) -> Tensor:
 def _fake_quantized(net: nn.Module) -> Iterator[None]:
     "A block in which linear and conv layers round their inputs and weights."
     def forward(layer, x, *more):
+        "The layer's own, of rounded numbers."
         own = layer._parameters['weight']
         try:
             layer._parameters['weight'] = _rounded(own)
@@ -93,6 +96,7 @@ def low_precision(
     "Search with fewer bits, after You et al. (2020)."
     checked_name(kind, ['bfloat16', 'int8'], 'precision')
     def rough(net, batch):
+        "The objective in low precision."
         device = next(net.parameters()).device.type
         block  = _fake_quantized(net) if kind == 'int8' else torch.autocast(device, torch.bfloat16)
         with block: return objective(net, batch).float()

@@ -27,6 +27,7 @@ def rewound_to(
     if checked_size(k, 'k', least=0) >= checked_size(steps, 'steps'):
         raise ValueError(f'k={k} leaves nothing to train: the whole training has steps={steps}')
     def make_run_at_k(seed: int) -> Run:
+        "A run that has been trained for k steps."
         run = first_run(make_run, seed)   # with its masks, and the seed of its batches
         if k:
             with random_stream(seed, 'first steps'): train(run, k)

@@ -164,6 +164,7 @@ class StackedData:
         own = {id(splits): splits for splits in data}
         self.owner = torch.tensor([list(own).index(id(splits)) for splits in data], device=device)
         def joined(name):
+            "One part of all owners' data, with a leading axis."
             parts = [getattr(splits, name) for splits in own.values()]
             if len({part.shape for part in parts}) > 1:
                 raise ValueError(f'{name} has shapes {[tuple(part.shape) for part in parts]}: '
@@ -392,6 +393,7 @@ def _start(run: Run) -> tuple[int, int]:
 def _given(found: dict) -> Callable[[Run], dict]:
     "A `train` that trains nothing: the weights and the outcome were found in a stack."
     def train(run):
+        "Put in what was found, or raise its error."
         theta, outcome = found[_start(run)]
         if isinstance(outcome, Exception): raise outcome
         rewind(run.net, theta)

@@ -16,9 +16,9 @@ from ..foundations.arguments import checked_fraction, checked_name, checked_size
 if TYPE_CHECKING: from lotterybook.foundations.running import Run
 
 # %% auto #0
-__all__ = ['METHODS', 'COLUMNS', 'Training', 'dense', 'random_uniform', 'random_erk', 'magnitude_at_init', 'one_shot_ticket',
-           'ticket', 'late_ticket', 'fine_tuning', 'learning_rate_rewinding', 'iterative_learning_rate_rewinding',
-           'early_bird', 'method', 'compare_settings', 'measured', 'compare', 'comparison_text']
+__all__ = ['METHODS', 'Training', 'dense', 'random_uniform', 'random_erk', 'magnitude_at_init', 'one_shot_ticket', 'ticket',
+           'late_ticket', 'fine_tuning', 'learning_rate_rewinding', 'iterative_learning_rate_rewinding', 'early_bird',
+           'method', 'compare_settings', 'measured', 'compare', 'comparison_text']
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-training
 class Training:
@@ -28,15 +28,20 @@ class Training:
         seed: int,      # the replicate
     ):
         from lotterybook.foundations.deep_networks import RECIPES
-        from lotterybook.pruning.multiply_adds import multiply_adds
         from lotterybook.tickets.experiment_runs import replicate_parts
-        from lotterybook.tickets.rounds import first_run
-        self.data, make, self._train, self.rate = replicate_parts(settings, seed)
+        self.data, self._make, self._train, self.rate = replicate_parts(settings, seed)
         self.steps, self.spent = settings['steps'], 0.
         self.batch_size = (RECIPES[settings['net']] | settings['recipe'])['batch_size']
-        self.make_run = lambda seed: first_run(make, seed)
-        self.cost = lambda run: sum(multiply_adds(run.net, self.data.input_shape,
-                                                  run.masks).values())
+
+    def make_run(self, seed: int) -> Run:
+        "An untrained network, of this seed."
+        from lotterybook.tickets.rounds import first_run
+        return first_run(self._make, seed)
+
+    def cost(self, run: Run) -> int:
+        "Multiply-adds of one input's forward pass; those of masked weights are left out."
+        from lotterybook.pruning.multiply_adds import multiply_adds
+        return sum(multiply_adds(run.net, self.data.input_shape, run.masks).values())
 
     def __call__(self,
         run: Run,                                  # trained in place, from `run.step` on
@@ -213,7 +218,6 @@ def measured(
     return dict(remaining=share, accuracy=accuracy, spent=train.spent/whole)
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-compare
-COLUMNS = ('equal', 'method', 'density', 'seed', 'factor', 'remaining', 'accuracy', 'spent')
 _LONGEST = 10.  # times the steps
 
 def _plan(methods: Sequence[str], densities: Sequence[float], seeds: int) -> list[dict]:
@@ -252,7 +256,7 @@ def compare(
     progress: bool = True,              # show a bar
     quiet: bool = False,                # print no table
     **settings: object,                 # of `compare_settings`: data, net, steps
-) -> list[dict]:                        # rows of `COLUMNS`
+) -> list[dict]: # equal, method, density, seed, factor, remaining, accuracy, spent
     "Compare methods at equal final training, and at equal total cost."
     from lotterybook.foundations.results import provenance, record_rows
     from lotterybook.foundations.sweeps import sweep
@@ -265,6 +269,7 @@ def compare(
     first = _plan(methods, densities, checked_size(seeds, 'seeds'))
     _claim(out, settings)
     def swept(plan):
+        "The results of these runs; at Ctrl-C, say what is kept."
         try: return sweep(run, plan, out/'runs', workers=workers, name=_name, progress=progress)
         except KeyboardInterrupt:
             print(f'\nInterrupted; what is done is kept in {out}. The same command resumes.')
@@ -285,6 +290,7 @@ def comparison_text(
     "Mean test accuracies in percent, with 95 % intervals from five seeds on, and what was spent."
     from lotterybook.foundations.results import mean_interval
     def shown(group):
+        "One entry of the table."
         if not group: return ''
         mean, low, high = mean_interval([100*r['accuracy'] for r in group])
         cost = sum(r['spent'] for r in group)/len(group)

@@ -5,7 +5,7 @@ import pytest, torch
 from PIL import Image
 from torch.utils.data import TensorDataset
 from lotterybook.foundations import files
-from lotterybook.foundations.data import (FILES, DATASETS, FOLDERS, check_splits, data_folder, fetch, from_dataset, from_tensors,
+from lotterybook.foundations.data import (FILES, _pictures, DATASETS, FOLDERS, check_splits, data_folder, fetch, from_dataset, from_tensors,
                                           load, read_cifar, read_idx, standardized)
 
 files_of_cifar = FILES['cifar10']
@@ -183,6 +183,9 @@ def test_an_archive_beside_the_folder(tmp_path, monkeypatch):
     made = files_of_cifar._replace(checksums={name: sha256(o).hexdigest() for name, o in contents.items()},
                                    address='http://127.0.0.1:9/cifar-10-python.tar.gz/')
     assert files.read_files(made, tmp_path) == contents
+    monkeypatch.setitem(FILES, 'cifar10', made)
+    train, (images, labels) = _pictures('cifar10', tmp_path)   # of the archive itself
+    assert train[0].shape == (35, 3, 32, 32) and labels.tolist() == [5]*7 and (images[2, 0, 0] == pixels[2, :32]).all()
     import pooch
     fetched = []
     class Copy:
