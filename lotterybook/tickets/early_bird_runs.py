@@ -6,6 +6,7 @@
 __all__ = ['RANKINGS', 'cut_out', 'early_bird_run']
 
 # %% ../../nbs/3_tickets/372_early_bird_runs.ipynb #export-imports
+import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
@@ -195,8 +196,9 @@ def _row(a: _Replicate, way: str, run: Run, first: int, rest: int, dense: int) -
 def early_bird_run(
     config: dict,   # seed
     settings: dict, # data, net, steps, every, ratios, trained, penalty; recipe, device if others
-) -> dict:          # rows: by ranking and ratio, of the search and of each way; distances
+) -> dict:          # rows: by ranking and ratio, of the search and of each way; distances; seconds
     "Do early birds emerge, and what are they worth at equal cost? After You et al. (2020)."
+    began = time.perf_counter()
     with flushed_denormals():
         a = _Replicate(settings, config['seed'])
         run, seen, found = _search(a)
@@ -209,4 +211,4 @@ def early_bird_run(
             distances += [names | row for row in _distances(masks, a.every)]
             if [ranking, p] in settings['trained'] and state and state['step'] < a.steps:
                 rows += [names | row for row in _ways(a, ranking, p, state)]
-    return dict(rows=rows, distances=distances)
+    return dict(rows=rows, distances=distances, seconds=time.perf_counter() - began)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib import import_module
@@ -200,12 +201,13 @@ def _check_size(run: Run, density: float, name: str) -> float:
 def measured(
     config: dict,   # method, density, seed; factor: of the steps
     settings: dict, # of `compare_settings`
-) -> dict:          # remaining, accuracy (of the test images), spent (dense trainings of T steps)
+) -> dict:          # remaining, accuracy (of the test images), spent (dense trainings), seconds
     "One run of a comparison."
     from lotterybook.foundations.fast_steps import flushed_denormals
     from lotterybook.foundations.randomness import random_stream
     from lotterybook.foundations.training import evaluate
     name, density, seed = config['method'], config['density'], config['seed']
+    began = time.perf_counter()
     steps = max(20, round(settings['steps']*config.get('factor', 1)))
     with flushed_denormals():
         train = Training(settings | dict(steps=steps), seed)
@@ -215,7 +217,8 @@ def measured(
         fresh = train.make_run(seed)
         whole = 3*train.batch_size*train.cost(fresh)*settings['steps']
         _, accuracy = evaluate(run.net, train.data.x_test, train.data.y_test)
-    return dict(remaining=share, accuracy=accuracy, spent=train.spent/whole)
+    return dict(remaining=share, accuracy=accuracy, spent=train.spent/whole,
+                seconds=time.perf_counter() - began)
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-compare
 _LONGEST = 10.  # times the steps
@@ -256,7 +259,7 @@ def compare(
     progress: bool = True,              # show a bar
     quiet: bool = False,                # print no table
     **settings: object,                 # of `compare_settings`: data, net, steps
-) -> list[dict]: # equal, method, density, seed, factor, remaining, accuracy, spent
+) -> list[dict]: # equal, method, density, seed, factor, remaining, accuracy, spent, seconds
     "Compare methods at equal final training, and at equal total cost."
     from lotterybook.foundations.results import provenance, record_rows
     from lotterybook.foundations.sweeps import sweep
