@@ -15,15 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from ..foundations.arguments import checked_size
-from ..foundations.augmentation import augmented
-from ..foundations.data import load
-from ..foundations.deep_networks import (
-    RECIPES, build, make_optimizer, step_schedule)
+from ..foundations.deep_networks import build
 from ..foundations.fast_steps import flushed_denormals
-from ..foundations.hooks import FiniteLoss, LearningRate
 from ..foundations.randomness import rng
-from ..foundations.running import Masks, Run, advance, seeded
-from ..foundations.training import classification, evaluate, example_batches
+from ..foundations.running import Masks, Run
+from ..foundations.training import classification
 from ..pruning.allocation import per_layer
 from ..pruning.masks import distance, kept
 from ..pruning.multiply_adds import multiply_adds
@@ -32,6 +28,7 @@ from .controls import shuffled_masks
 from .early_bird import (
     chance_distance, channel_masks, newest_distances, norm_scales, scale_penalty, settled)
 from .early_bird_training import with_shifts
+from .experiment_runs import Replicate
 
 # %% ../../nbs/3_tickets/372_early_bird_runs.ipynb #export-cut
 def _holding_memory(run: Run, key: str) -> nn.Module | None:
@@ -67,42 +64,32 @@ def cut_out(
     return new
 
 # %% ../../nbs/3_tickets/372_early_bird_runs.ipynb #export-replicate
-class _Replicate:
-    "What the trainings of one replicate have in common."
+class _Replicate(Replicate):
+    "What the trainings of one replicate have in common: with a penalty on the norm scales."
     def __init__(self, settings: dict, seed: int):
-        self.settings, self.seed = settings, seed
-        self.steps, self.every = settings['steps'], checked_size(settings['every'], 'every')
-        self.recipe = RECIPES[settings['net']] | settings.get('recipe', {})
-        self.data   = load(settings['data'], seed).to(settings.get('device', 'cpu'))
-        self.rate   = step_schedule(self.recipe['lr'], self.steps,
-                                    self.recipe.get('milestones', ()))
-
-    def optimizer_of(self, net: nn.Module) -> Optimizer: return make_optimizer(self.recipe, net)
+        loss, strength = classification(), settings['penalty']
+        def objective(net, batch): return loss(net, batch) + scale_penalty(net, strength)
+        super().__init__(settings, seed, objective)
+        self.every = checked_size(settings['every'], 'every')
 
     def new(self) -> Run:
         "An untrained network; every scale is 1/2, as in You et al. (2020)."
         net = build(self.settings['net'], self.data, self.seed)
         with torch.no_grad():
             for scale in norm_scales(net).values(): scale.fill_(.5)
-        net.to(self.data.x_train.device, memory_format=torch.channels_last)  # faster convolutions
+        net.to(self.device, memory_format=torch.channels_last)  # faster convolutions
         return Run(net, self.optimizer_of(net), seed=self.seed)
 
-    def train(self, run: Run, end: int, rate: Callable[[int], float] | None = None) -> Run:
-        "Train until step `end`, in the data order of the seed."
-        batches = example_batches(self.data.x_train, self.data.y_train, self.recipe['batch_size'],
-                                  self.seed)
-        if self.recipe.get('augment'): batches = augmented(batches, self.seed)
-        loss, strength, rate = classification(), self.settings['penalty'], rate or self.rate
-        def objective(net, batch): return loss(net, batch) + scale_penalty(net, strength)
-        run.net.train()
-        return advance(run, objective, seeded(batches, self.seed), end,
-                       [LearningRate(lambda run: rate(run.step)), FiniteLoss(100, end)])
+    def trained(self, run: Run, end: int, rate: Callable[[int], float] | None = None) -> Run:
+        "The run, after training until step `end`."
+        self.train(run, end, rate)
+        return run
 
     def begun_again(self, run: Run, steps: int, start: int = 0) -> Run:
         "Train for so many steps, from step `start`, with the whole schedule squeezed into them."
         run.step = start
-        return self.train(run, start + steps,
-                          lambda step: self.rate((step - start)*self.steps//steps))
+        return self.trained(run, start + steps,
+                            lambda step: self.rate((step - start)*self.steps//steps))
 
     def cut(self, run: Run, masks: Masks) -> Run:
         "The run of the small network."
@@ -127,7 +114,7 @@ def _search(a: _Replicate) -> tuple[Run, dict, dict]:
         for (name, p), masks in seen.items():
             masks.append(RANKINGS[name](run.net, p))
             if (name, p) not in found and settled(masks): found[name, p] = run.state_dict()
-    return a.train(run, a.steps), seen, found
+    return a.trained(run, a.steps), seen, found
 
 def _distances(masks: Sequence[Masks], every: int, window: int = 5) -> Iterator[dict]:
     "Each mask against those before it in the window, and against the last of the training."
@@ -154,8 +141,8 @@ def _searched(a: _Replicate, run: Run, seen: Sequence[Masks], state: dict | None
 def _from_state(a: _Replicate, bird: Run, masks: Masks, other: Masks) -> Iterator[tuple]:
     "Ways that continue from the settled state: way, run, dense steps, small steps."
     t, rest = bird.step, a.steps - bird.step
-    yield 'early_bird', a.train(a.cut(bird, masks), a.steps), t, rest
-    yield 'random_same_state', a.train(a.cut(bird, other), a.steps), t, rest
+    yield 'early_bird', a.trained(a.cut(bird, masks), a.steps), t, rest
+    yield 'random_same_state', a.trained(a.cut(bird, other), a.steps), t, rest
     yield 'rewound', a.begun_again(a.cut(bird, masks), rest, t), t, rest
 
 def _at_cost(a: _Replicate, prune: Callable, other: Masks, dense: int, small: int,
@@ -187,7 +174,7 @@ def _ways(a: _Replicate, ranking: str, p: float, state: dict) -> Iterator[dict]:
 def _row(a: _Replicate, way: str, run: Run, first: int, rest: int, dense: int) -> dict:
     "A trained network, the dense and the small steps that it took, and what they cost."
     cost = a.cost(run.net)
-    return dict(way=way, accuracy=evaluate(run.net, a.data.x_test, a.data.y_test)[1],
+    return dict(way=way, accuracy=a.accuracy(run.net),
                 dense_steps=first, small_steps=rest, left=cost/dense,
                 cost=(first*dense + rest*cost)/(a.steps*dense),
                 channels=sum(len(scale) for scale in norm_scales(run.net).values()))

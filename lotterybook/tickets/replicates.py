@@ -5,8 +5,8 @@ resume it."""
 
 # %% auto #0
 __all__ = ['COLUMNS', 'MEASURES', 'search_plan', 'run_file', 'runs_before', 'search_settings', 'search_data', 'step_file',
-           'classification_parts', 'ticket_file', 'run_one', 'table_row', 'finished_runs', 'search', 'draw_search',
-           'CONDITIONS']
+           'recipe_pruner', 'classification_parts', 'ticket_file', 'run_one', 'table_row', 'finished_runs', 'search',
+           'draw_search', 'CONDITIONS']
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-imports
 import os
@@ -170,6 +170,14 @@ def step_file(
     "Where the steps of a search are counted, in all processes."
     return Path(out)/'.steps'
 
+def recipe_pruner(
+    recipe: dict, # rate, scale, allocation: of `RECIPES`, or with other values
+) -> Callable:    # masks of the next round, of a run
+    "How much a recipe prunes in a round, and where."
+    allocate = (partial(per_layer, scale=recipe['scale']) if recipe['allocation'] == 'per_layer'
+                else global_)
+    return pruner(recipe['rate'], allocation=allocate)
+
 def classification_parts(
     settings: dict, # of `search_settings`
 ) -> tuple[Callable, Callable, Callable]: # make_run, train, prune
@@ -198,9 +206,7 @@ def classification_parts(
         data  = search_data(settings['data'], run.seed)
         until = options if end is None else options | dict(steps=end)
         with precise(): return train_run(run, data, file=run.file, hooks=hooks, **until)
-    allocate = (partial(per_layer, scale=recipe['scale']) if recipe['allocation'] == 'per_layer'
-                else global_)
-    return make_run, train, pruner(recipe['rate'], allocation=allocate)
+    return make_run, train, recipe_pruner(recipe)
 
 def ticket_file(
     out: str | Path,  # folder of a search

@@ -28,21 +28,20 @@ class Training:
         settings: dict, # of `compare_settings`
         seed: int,      # the replicate
     ):
-        from lotterybook.foundations.deep_networks import RECIPES
-        from lotterybook.tickets.experiment_runs import replicate_parts
-        self.data, self._make, self._train, self.rate = replicate_parts(settings, seed)
-        self.steps, self.spent = settings['steps'], 0.
-        self.batch_size = (RECIPES[settings['net']] | settings['recipe'])['batch_size']
+        from lotterybook.tickets.experiment_runs import Replicate
+        self.replicate, self.spent = Replicate(settings, seed), 0.
+        self.steps, self.rate = self.replicate.steps, self.replicate.rate
+        self.batch_size = self.replicate.recipe['batch_size']
 
     def make_run(self, seed: int) -> Run:
         "An untrained network, of this seed."
         from lotterybook.tickets.rounds import first_run
-        return first_run(self._make, seed)
+        return first_run(self.replicate.make_run, seed)
 
     def cost(self, run: Run) -> int:
         "Multiply-adds of one input's forward pass; those of masked weights are left out."
         from lotterybook.pruning.multiply_adds import multiply_adds
-        return sum(multiply_adds(run.net, self.data.input_shape, run.masks).values())
+        return sum(multiply_adds(run.net, self.replicate.data.input_shape, run.masks).values())
 
     def __call__(self,
         run: Run,                                  # trained in place, from `run.step` on
@@ -52,7 +51,7 @@ class Training:
     ) -> None:
         "Train, and count: a step costs three forward passes of its batch."
         before = run.step
-        self._train(run, self.steps if end is None else end, lr or self.rate, hooks)
+        self.replicate.train(run, end, lr, hooks)
         self.spent += 3*self.batch_size*self.cost(run)*(run.step - before)
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-methods
@@ -205,7 +204,6 @@ def measured(
     "One run of a comparison."
     from lotterybook.foundations.fast_steps import flushed_denormals
     from lotterybook.foundations.randomness import random_stream
-    from lotterybook.foundations.training import evaluate
     name, density, seed = config['method'], config['density'], config['seed']
     began = time.perf_counter()
     steps = max(20, round(settings['steps']*config.get('factor', 1)))
@@ -216,7 +214,7 @@ def measured(
         share = _check_size(run, 1 if name == 'dense' else density, name)
         fresh = train.make_run(seed)
         whole = 3*train.batch_size*train.cost(fresh)*settings['steps']
-        _, accuracy = evaluate(run.net, train.data.x_test, train.data.y_test)
+        accuracy = train.replicate.accuracy(run.net)
     return dict(remaining=share, accuracy=accuracy, spent=train.spent/whole,
                 seconds=time.perf_counter() - began)
 

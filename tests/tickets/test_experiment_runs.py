@@ -1,7 +1,8 @@
 "One replicate of an experiment: rows, pairs, schedules, repeatability."
 import pytest, torch
+from sameness import same
 from lotterybook.foundations.checkpoints import snapshot
-from lotterybook.tickets.experiment_runs import replicate_parts, retraining_run, rewinding_run
+from lotterybook.tickets.experiment_runs import Replicate, retraining_run, rewinding_run
 from lotterybook.tickets.retraining import WAYS
 from lotterybook.tickets.rounds import first_run
 torch.set_num_threads(1)
@@ -13,19 +14,19 @@ retraining = dict(data='digits', net='lenet', recipe=sgd, steps=40, budgets=[10,
 
 def test_training_in_pieces_is_training():
     "Step k has the rate and the batch of step k, however the training is divided."
-    data, make_run, train, rate = replicate_parts(retraining, 0)
-    whole, pieces = first_run(make_run, 0), first_run(make_run, 0)
-    train(whole, 40)
-    for end in (7, 20, 33, 40): train(pieces, end)
-    assert all(a.equal(b) for a, b in zip(snapshot(whole.net).values(), snapshot(pieces.net).values()))
-    assert [rate(t) for t in (0, 19, 20, 29, 30)] == pytest.approx([.1, .1, .01, .01, .001])
+    a = Replicate(retraining, 0)
+    whole, pieces = first_run(a.make_run, 0), first_run(a.make_run, 0)
+    a.train(whole)
+    for end in (7, 20, 33, 40): a.train(pieces, end)
+    assert same(snapshot(whole.net), snapshot(pieces.net))
+    assert [a.rate(t) for t in (0, 19, 20, 29, 30)] == pytest.approx([.1, .1, .01, .01, .001])
     assert pieces.optimizer.param_groups[0]['lr'] == pytest.approx(.001)
 
 def test_another_seed_has_another_order():
-    _, make_run, train, _ = replicate_parts(retraining, 0)
-    a, b = first_run(make_run, 0), first_run(make_run, 0)
+    replicate = Replicate(retraining, 0)
+    a, b = (first_run(replicate.make_run, 0) for _ in range(2))
     b.seed = 1
-    train(a, 3); train(b, 3)
+    for run in (a, b): replicate.train(run, 3)
     assert not a.net.output.weight.equal(b.net.output.weight)
 
 def test_rewinding_rows():
@@ -38,10 +39,10 @@ def test_rewinding_rows():
 
 def test_accuracy_of_a_ticket_is_that_of_its_search():
     "The first copy has the data order of the ticket itself, so the dense row is a plain training."
-    data, make_run, train, _ = replicate_parts(rewinding | dict(net='lenet'), 0)
-    run = first_run(make_run, 0)
-    train(run, 30)
-    right = (run.net.eval()(data.x_test).argmax(1) == data.y_test).float().mean().item()
+    a = Replicate(rewinding | dict(net='lenet'), 0)
+    run = first_run(a.make_run, 0)
+    a.train(run)
+    right = (run.net.eval()(a.data.x_test).argmax(1) == a.data.y_test).float().mean().item()
     row = rewinding_run(dict(net='lenet', k=0, seed=0), rewinding)['rows'][0]
     assert row['accuracy'] == pytest.approx(right, abs=1e-6)
 
