@@ -1746,6 +1746,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'lotterybook/tools/compare.py'),
                                            'lotterybook.tools.compare._claim': ( '8_tools/compare.html#_claim',
                                                                                  'lotterybook/tools/compare.py'),
+                                           'lotterybook.tools.compare._counter': ( '8_tools/compare.html#_counter',
+                                                                                   'lotterybook/tools/compare.py'),
                                            'lotterybook.tools.compare._cut': ('8_tools/compare.html#_cut', 'lotterybook/tools/compare.py'),
                                            'lotterybook.tools.compare._name': ( '8_tools/compare.html#_name',
                                                                                 'lotterybook/tools/compare.py'),

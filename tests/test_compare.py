@@ -2,7 +2,9 @@
 import sys
 import pytest, torch
 from lotterybook.foundations.arguments import plain
-from lotterybook.tools.compare import METHODS, Training, compare, compare_settings, comparison_text, measured, method
+from lotterybook.foundations.running import Hook
+from lotterybook.pruning.allocation import per_layer
+from lotterybook.tools.compare import METHODS, Training, _cut, compare, compare_settings, comparison_text, measured, method
 from lotterybook.tools.command_line import main
 
 torch.set_num_threads(1)
@@ -27,9 +29,32 @@ def test_cost_of_rounds():
     late = .05 + .95*sum(shares)                 # 2 of 40 steps, then 38 in each round
     assert spent('late_ticket')['spent'] == pytest.approx(late, abs=1e-3)
 
-def test_early_bird_spends_less_than_dense():
-    found = spent('early_bird')
-    assert .1 < found['spent'] <= 1 and found['remaining'] == pytest.approx(.1, abs=2/WEIGHTS)
+@pytest.mark.parametrize('density', [.2, .05, .02])
+def test_early_bird_is_cut_at_half_at_the_latest(density):
+    found = spent('early_bird', density)
+    assert .25 <= found['spent'] <= .5 + .5*density + 1e-3 and found['remaining'] == pytest.approx(density, abs=2/WEIGHTS)
+
+@pytest.mark.parametrize('density', [.2, .05, .02])
+def test_random_masks_do_not_settle(monkeypatch, density):
+    "Masks of few weights are near each other whatever they are: the limit is a share of what is possible."
+    g = torch.Generator().manual_seed(0)
+    def lots(density, rounds=1):
+        return lambda run: per_layer({k: torch.rand(m.shape, generator=g) for k, m in run.masks.items()}, run.masks, 1 - density)
+    monkeypatch.setattr('lotterybook.tools.compare._cut', lots)
+    train = Training(settings, 0)
+    METHODS['early_bird'](train.make_run, train, density, 0)
+    dense = 3*60*WEIGHTS*40
+    assert train.spent == pytest.approx(dense*(.5 + .5*density), rel=1e-3)  # cut at half, not before
+
+def test_cost_of_masks_that_a_hook_sets():
+    "Gradual pruning: each step is counted under the masks that it was made with."
+    class Late(Hook):
+        def after_step(self, run):
+            if run.step == 39: run.set_masks(_cut(.02)(run))
+    train = Training(settings, 0)
+    run = train.make_run(0)
+    train(run, hooks=[Late()])
+    assert train.spent == pytest.approx(3*60*WEIGHTS*(39 + .02), rel=1e-4)
 
 def test_longer_costs_more():
     assert spent('random_uniform', factor=2.)['spent'] == pytest.approx(.2, abs=2e-4)

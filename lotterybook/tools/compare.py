@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 from ..foundations.arguments import checked_fraction, checked_name, checked_size
-if TYPE_CHECKING: from lotterybook.foundations.running import Run
+if TYPE_CHECKING: from lotterybook.foundations.running import Hook, Run
 
 # %% auto #0
 __all__ = ['METHODS', 'Training', 'dense', 'random_uniform', 'random_erk', 'magnitude_at_init', 'one_shot_ticket', 'ticket',
@@ -49,10 +49,21 @@ class Training:
         lr: Callable[[int], float] | None = None,  # the rate of each step; None: the schedule
         hooks: Iterable = (),                      # of the loop
     ) -> None:
-        "Train, and count: a step costs three forward passes of its batch."
-        before = run.step
-        self.replicate.train(run, end, lr, hooks)
-        self.spent += 3*self.batch_size*self.cost(run)*(run.step - before)
+        "Train, and count: a step costs three forward passes of its batch, under its masks."
+        self.replicate.train(run, end, lr, [_counter(self), *hooks])
+
+def _counter(train: Training) -> Hook:
+    "A hook that adds up what steps cost; before other hooks, which may change the masks."
+    from lotterybook.foundations.running import Hook
+    class Counter(Hook):
+        "The cost of a step is counted anew when the masks are others."
+        writes = False
+        held = cost = None
+        def after_step(self, run: Run) -> None:
+            "Add the cost of this step."
+            if run.held is not self.held: self.held, self.cost = run.held, train.cost(run)
+            train.spent += 3*train.batch_size*self.cost
+    return Counter()
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-methods
 def _cut(density: float, rounds: int = 1) -> Callable:
@@ -143,14 +154,16 @@ def iterative_learning_rate_rewinding(make_run, train, density, seed):
     return run
 
 def early_bird(make_run, train, density, seed):
-    "Cut as soon as the masks have settled, and train on. You et al. (2020), with masks of weights."
+    "Cut when the masks have settled, or at T/2. After You et al. (2020), with masks of weights."
     from lotterybook.tickets.early_bird import EarlyBird
     run, prune = make_run(seed), _cut(density)
-    masks_of = lambda net: prune(run)
-    train(run, hooks=[EarlyBird(masks_of, every=max(1, train.steps//20), end=train.steps)])
+    # a tenth of the largest distance of two masks of this density; at one half theirs, 0.1
+    limit, every = .2*min(density, 1 - density), max(1, train.steps//20)
+    bird = EarlyBird(lambda net: prune(run), every, threshold=limit, end=train.steps)
+    train(run, train.steps//2, hooks=[bird])
     run.stopped = False
     run.set_masks(prune(run))
-    if run.step < train.steps: train(run)
+    train(run)
     return run
 
 METHODS: dict[str, Callable] = {f.__name__: f for f in (
@@ -305,6 +318,7 @@ def comparison_text(
             lines.append([m, *(shown([r for r in here if (r['method'], r['density']) == (m, d)])
                                for d in sizes)])
         widths = [max(map(len, column)) for column in zip(*lines)]
-        text += [f'Equal {equal}: test accuracy in % (cost in dense trainings), weights kept',
+        most  = f', or {_LONGEST:g} times the steps' if equal == 'cost' else ''
+        text += [f'Equal {equal}{most}: test accuracy in % (cost in dense trainings), weights kept',
                  *('  '.join(map(str.ljust, line, widths)).rstrip() for line in lines), '']
     return '\n'.join(text)
