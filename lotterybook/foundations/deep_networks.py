@@ -124,6 +124,8 @@ def vgg(
     "Groups of convolutions with norm layers, a pooling layer after each, one linear layer."
     channels, *size = input_shape
     last = len(convolutions)
+    if last != len(widths):
+        raise ValueError(f'{last} groups of convolutions need as many widths, not {len(widths)}')
     if min(size) < 2**(last - 1):
         raise ValueError(f'{size[0]} × {size[1]} pixels are too few to be halved {last - 1} times')
     layers = OrderedDict()

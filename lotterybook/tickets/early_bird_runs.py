@@ -32,14 +32,15 @@ from .experiment_runs import Replicate
 
 # %% ../../nbs/3_tickets/372_early_bird_runs.ipynb #export-cut
 def _holding_memory(run: Run, key: str) -> nn.Module | None:
-    "A copy of the network whose weights are an optimizer's memory of them; None if it fits none."
-    params = list(run.net.parameters())
-    memory = [run.optimizer.state.get(p, {}).get(key) for p in params]
-    if any(not isinstance(m, Tensor) or m.shape != p.shape for m, p in zip(memory, params)):
-        return None
+    "A copy of the network whose weights are an optimizer's memory of them; None if none fits."
+    params = dict(run.net.named_parameters())
+    memory = {name: run.optimizer.state.get(p, {}).get(key) for name, p in params.items()}
+    there  = {name: m for name, m in memory.items() if m is not None}
+    fits   = [isinstance(m, Tensor) and m.shape == params[k].shape for k, m in there.items()]
+    if not there or not all(fits): return None
     copy = deepcopy(run.net)
-    with torch.no_grad():
-        for p, m in zip(copy.parameters(), memory): p.copy_(m)
+    with torch.no_grad():  # a weight that was never trained has no memory: zeros
+        for name, p in copy.named_parameters(): p.copy_(there.get(name, torch.zeros_like(p)))
     return copy
 
 def cut_out(
@@ -55,12 +56,17 @@ def cut_out(
     small = remove_channels(run.net, masks, example)
     new   = Run(small, optimizer_of(small), seed=run.seed)
     new.step = run.step
-    old  = [run.optimizer.state.get(p, {}) for p in run.net.parameters()]
-    for key in dict.fromkeys(key for state in old for key in state):
-        copy   = _holding_memory(run, key)
-        values = ([deepcopy(state.get(key)) for state in old] if copy is None else
-                  [p.detach() for p in remove_channels(copy, masks, example).parameters()])
-        for p, value in zip(small.parameters(), values): new.optimizer.state[p][key] = value
+    old   = {name: run.optimizer.state.get(p, {}) for name, p in run.net.named_parameters()}
+    mine  = dict(small.named_parameters())
+    if any(old.values()) and (more := [name for name in mine if name not in old]):
+        raise ValueError(f'{more[0]!r} would be new, for constants of cut channels, and the '
+                         'optimizer has no memory of it: give its layer a bias')
+    for key in dict.fromkeys(key for state in old.values() for key in state):
+        copy = _holding_memory(run, key)
+        cut  = copy and dict(remove_channels(copy, masks, example).named_parameters())
+        for name in (name for name, state in old.items() if key in state):
+            value = cut[name].detach() if cut else deepcopy(old[name][key])
+            new.optimizer.state[mine[name]][key] = value
     return new
 
 # %% ../../nbs/3_tickets/372_early_bird_runs.ipynb #export-replicate

@@ -227,7 +227,8 @@ def _fold_constants(chain: list[nn.Module], linear: list[int]) -> None:
         for module in chain[i + 1:k]: value = module(value)
         added = after.weight[:, constant]@value[0, constant]
         bias  = added if after.bias is None else after.bias + added
-        chain[k] = _linear(after.weight, bias if bias.any() else after.bias)
+        none = after.bias is None and not bias.any()
+        chain[k] = _linear(after.weight, None if none else bias)
         chain[k].weight[:, constant] = 0
 
 def _some(read: Tensor) -> Tensor:

@@ -280,7 +280,7 @@ class NoteDivergence(FiniteLoss):
         found = run.extra.setdefault('diverged', {})
         for i in odd.any(0).nonzero().flatten().tolist():
             found.setdefault(i, run.step - len(losses) + int(odd[:, i].nonzero()[0]))
-        run.stopped = len(found) == odd.shape[1]
+        run.stopped |= len(found) == odd.shape[1]
 
 # %% ../../nbs/3_tickets/327_stacked_replicates.ipynb #export-train
 def train_stacked(
@@ -291,7 +291,8 @@ def train_stacked(
     batch_size: int = 60,        # examples per step and replicate
     eval_every: int = 100,       # steps between validations
     hooks: Iterable[Hook] = (),  # more of them, before validation; they see the stack
-    device: str | torch.device = 'cpu',  # as PyTorch writes it; on CUDA, steps are captured
+    device: str | torch.device = 'cpu',  # as PyTorch writes it; on CUDA, steps are captured if
+                                         # the optimizer is capturable
     file: str | Path | None = None, # for the state of the stack; None: not saved
     save_every: int = 5000,      # steps between writes
 ) -> list[dict | FloatingPointError]: # of each run: as `train_run`, or why it diverged
@@ -310,8 +311,9 @@ def train_stacked(
     given = dict(steps=steps, batch_size=batch_size, eval_every=eval_every,
                  seeds=[run.seed for run in runs])
     mark  = training_settings(together, (), sums, **given) if file else {}
-    hooks = [NoteDivergence(eval_every, steps), *hooks, ValidateEach(measure, eval_every, steps)]
-    step  = CapturedStep() if device.type == 'cuda' else take_step
+    hooks = [*hooks, NoteDivergence(eval_every, steps), ValidateEach(measure, eval_every, steps)]
+    fixed = all(group.get('capturable', True) for group in together.optimizer.param_groups)
+    step  = CapturedStep() if device.type == 'cuda' and fixed else take_step
     with flushed_denormals(), kept_generators():
         advance_kept(together, classification(cross_entropies), seeded(batches, together.seed),
                      steps, hooks, step, file=file, settings=mark, every=save_every)
@@ -333,7 +335,7 @@ def _outcomes(run: Run, data: StackedData) -> list[dict | FloatingPointError]:
     for i in range(run.net.replicates):
         history = [{k: v[i] if isinstance(v, list) else v for k, v in row.items()}
                    for row in run.rows]
-        found.append(_diverged(run.extra['diverged'].get(i), history) or dict(
+        found.append(_diverged(run.extra.get('diverged', {}).get(i), history) or dict(
             stop_step=int(best['step'][i]), stop_accuracy=stop[i], end_accuracy=end[i],
             train_accuracy=train[i], stop_loss=best['loss'][i].item(), history=history))
     return found

@@ -6,7 +6,7 @@ from lotterybook.foundations.data import load
 from lotterybook.foundations.fast_steps import FusedAdam
 from lotterybook.foundations.networks import lenet
 from lotterybook.foundations.running import Run
-from lotterybook.foundations.training import example_batches, train_run
+from lotterybook.foundations.training import evaluate, example_batches, train_run
 digits = load('digits')
 plain  = example_batches(digits.x_train, digits.y_train, 20, 0)
 
@@ -50,8 +50,9 @@ def test_training_sees_them_and_validation_does_not(tmp_path):
         net = lenet(64, seed=0)
         run = Run(net, FusedAdam(net.parameters()))
         return train_run(run, digits, steps=20, eval_every=10, **options), net
-    (_, a), (_, b) = trained(augment=augmented), trained()
+    (found, a), (_, b) = trained(augment=augmented), trained()
     assert not torch.equal(a.layer1.weight, b.layer1.weight)
+    assert found['history'][-1]['validation_loss'] == pytest.approx(evaluate(a, digits.x_validation, digits.y_validation)[0], rel=1e-5)
     def refused(batches, seed): raise AssertionError('asked for')
     with pytest.raises(AssertionError, match='asked for'): trained(augment=refused)
 

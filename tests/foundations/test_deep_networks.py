@@ -58,6 +58,7 @@ def test_images_too_small():
     assert conv6((3, 8, 8))(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
     with pytest.raises(ValueError, match='4 × 4 pixels too often; it needs 8 × 8'): conv6((3, 4, 4))
     with pytest.raises(ValueError, match='8 × 8 pixels are too few to be halved 4 times'): vgg16((3, 8, 8))
+    with pytest.raises(ValueError, match='3 groups of convolutions need as many widths, not 2'): vgg((1, 1, 1), widths=(8, 8))
     with pytest.raises(ValueError, match='known are lenet'): build('lenet5', digits)
 
 def test_schedule_by_hand():

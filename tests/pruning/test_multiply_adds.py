@@ -106,6 +106,11 @@ def test_weights_that_are_computed():
     net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.Linear(3, 2))
     assert multiply_adds(net, (4,)) == {'0.weight': 12, '1.weight': 6}
 
+def test_frozen_networks_are_counted():
+    net = lenet(64)
+    want = multiply_adds(net, (64,))
+    assert multiply_adds(net.requires_grad_(False), (64,)) == want
+
 def test_a_layer_with_its_inputs_first():
     "Conv1D of transformers, by its name: (inputs, outputs)."
     class Conv1D(nn.Module):

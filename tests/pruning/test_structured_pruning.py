@@ -391,6 +391,9 @@ def test_channels_mixed_in_code():
             h = self.a(x)
             return self.b(h/(1 + h.nan_to_num().abs().mean(1, keepdim=True)))
     with pytest.raises(ValueError, match='puts out something else|mismatched'): remove_channels(Mixed(), {'a': but(5, 1)}, four)
+    net = Mixed()
+    with torch.no_grad(): list(net.children())[-1].bias[-1] = float('nan')  # is no agreement
+    with pytest.raises(ValueError, match='puts out something else|mismatched'): remove_channels(net, {'a': but(5, 1)}, four)
 
 def test_unused_layer():
     net = mlp()

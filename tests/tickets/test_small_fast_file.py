@@ -271,6 +271,17 @@ def test_by_hand():
     units = without_dead_units(net, inputs=False)
     assert units[0].weight.tolist() == [[1, 2, 0]] and len(units) == 3 and units(x).item() == 20
 
+def test_constants_that_cancel_a_bias():
+    "Unit 1 puts out 1, with weight 2, and the next bias is -2: the sum is no bias at all, not the old one."
+    net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
+    with torch.no_grad():
+        net[0].weight[:] = torch.tensor([[1.], [0]])
+        net[0].bias[:] = torch.tensor([0., 1])
+        net[2].weight[:] = torch.tensor([[1., 2]])
+        net[2].bias[:] = -2
+    x = torch.tensor([[3.]])
+    assert net(x).item() == without_dead_units(net)(x).item() == 3
+
 def test_a_chain_of_constants():
     "A unit that hears only constants is constant too."
     torch.manual_seed(0)

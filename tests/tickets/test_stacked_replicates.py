@@ -291,6 +291,18 @@ def test_the_first_step_without_a_finite_loss():
     hook.after_step(run)
     assert run.stopped
 
+def test_a_hook_that_stops_ends_the_stack(first):
+    "Between two checks of the losses: nothing has diverged, and no check lets the training go on."
+    class StopAt7(Hook):
+        def after_step(self, run): run.stopped = run.step >= 7
+    some = [make(0), make(1)]
+    found = train_stacked(some, splits(some), adam, 40, eval_every=20, hooks=[StopAt7()])
+    assert [o['history'][-1]['step'] for o in found] == [7, 7] == [run.step for run in some]
+    run = stacked_run([make(0), make(1)], adam)
+    run.stopped, run.step, run.loss = True, 20, torch.ones(2)
+    NoteDivergence(20).after_step(run)
+    assert run.stopped
+
 # --- a captured step, replayed without CUDA
 
 class Tape(TorchDispatchMode):
