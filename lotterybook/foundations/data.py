@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILES', 'FOLDERS', 'SOURCES', 'CHECKSUMS', 'CLASSIFICATION', 'DATASETS', 'Splits', 'from_tensors', 'from_dataset',
-           'check_splits', 'fetch', 'read_idx', 'read_cifar', 'load', 'standardized', 'data_folder']
+           'check_splits', 'fetch', 'load', 'standardized', 'read_idx', 'read_cifar', 'data_folder']
 
 # %% ../../nbs/7_foundations/735_data.ipynb #export-imports
 import math
@@ -191,41 +191,6 @@ def fetch(
     return ({} if checked_name(name, DATASETS, 'data set') == 'digits' else
             fetch_files(FILES[name], folder))
 
-# %% ../../nbs/7_foundations/735_data.ipynb #export-idx
-def read_idx(
-    path: str | Path,  # a `.gz`
-) -> np.ndarray:       # uint8, in the shape the header names
-    "Read an idx file of bytes."
-    raw, = unpack(path, Path(path).read_bytes()).values()
-    if len(raw) < 4 or raw[:3] != b'\0\0\x08' or len(raw) < 4 + 4*raw[3]:
-        raise ValueError(f'{path} is not an idx file of bytes: it begins {raw[:4]!r}')
-    shape = tuple(np.frombuffer(raw, '>u4', count=raw[3], offset=4).tolist())
-    numbers = np.frombuffer(raw, np.uint8, offset=4 + 4*raw[3])
-    if math.prod(shape) != len(numbers):
-        raise ValueError(f'{path} has a header for numbers of shape {shape}, '
-                         f'and {len(numbers)} numbers')
-    return numbers.reshape(shape)
-
-# %% ../../nbs/7_foundations/735_data.ipynb #export-cifar
-_ARRAYS = {('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): np.dtype}
-_ARRAYS |= {(f'numpy.{core}.multiarray', '_reconstruct'): np.zeros(1).__reduce__()[0]
-            for core in ('core', '_core')}  # before NumPy 2, and since
-
-def read_cifar(
-    path: str | Path,             # a batch in CIFAR's python version
-    content: bytes | None = None, # of the batch, if it lies in an archive; None: that of the file
-) -> tuple[np.ndarray, np.ndarray]: # images `(n, 3, 32, 32)` uint8, labels `(n,)` int64
-    "Read a batch of CIFAR-10 without running what a pickle may hold. Krizhevsky (2009)."
-    content = Path(path).read_bytes() if content is None else content
-    found   = read_pickle(content, path, _ARRAYS, encoding='bytes')
-    try: images, labels = np.asarray(found[b'data']), np.asarray(found[b'labels'], np.int64)
-    except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f'{path} is not a batch of CIFAR-10: it has no data and labels') from e
-    if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
-        raise ValueError(f'{path} is not a batch of CIFAR-10: {len(labels)} labels, and images of '
-                         f'shape {images.shape}, {images.dtype}, not bytes in rows of 3,072')
-    return images.reshape(-1, 3, 32, 32), labels
-
 # %% ../../nbs/7_foundations/735_data.ipynb #export-load
 def _digits(seed: int) -> Splits:
     "scikit-learn's digits: 1,000 train, 300 validation, 497 test."
@@ -271,3 +236,38 @@ def standardized(
     parts = {part: (getattr(data, part) - mean)/deviation
              for part in ('x_train', 'x_validation', 'x_test')}
     return data._replace(**parts)
+
+# %% ../../nbs/7_foundations/735_data.ipynb #export-idx
+def read_idx(
+    path: str | Path,  # a `.gz`
+) -> np.ndarray:       # uint8, in the shape the header names
+    "Read an idx file of bytes."
+    raw, = unpack(path, Path(path).read_bytes()).values()
+    if len(raw) < 4 or raw[:3] != b'\0\0\x08' or len(raw) < 4 + 4*raw[3]:
+        raise ValueError(f'{path} is not an idx file of bytes: it begins {raw[:4]!r}')
+    shape = tuple(np.frombuffer(raw, '>u4', count=raw[3], offset=4).tolist())
+    numbers = np.frombuffer(raw, np.uint8, offset=4 + 4*raw[3])
+    if math.prod(shape) != len(numbers):
+        raise ValueError(f'{path} has a header for numbers of shape {shape}, '
+                         f'and {len(numbers)} numbers')
+    return numbers.reshape(shape)
+
+# %% ../../nbs/7_foundations/735_data.ipynb #export-cifar
+_ARRAYS = {('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): np.dtype}
+_ARRAYS |= {(f'numpy.{core}.multiarray', '_reconstruct'): np.zeros(1).__reduce__()[0]
+            for core in ('core', '_core')}  # before NumPy 2, and since
+
+def read_cifar(
+    path: str | Path,             # a batch in CIFAR's python version
+    content: bytes | None = None, # of the batch, if it lies in an archive; None: that of the file
+) -> tuple[np.ndarray, np.ndarray]: # images `(n, 3, 32, 32)` uint8, labels `(n,)` int64
+    "Read a batch of CIFAR-10 without running what a pickle may hold. Krizhevsky (2009)."
+    content = Path(path).read_bytes() if content is None else content
+    found   = read_pickle(content, path, _ARRAYS, encoding='bytes')
+    try: images, labels = np.asarray(found[b'data']), np.asarray(found[b'labels'], np.int64)
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f'{path} is not a batch of CIFAR-10: it has no data and labels') from e
+    if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
+        raise ValueError(f'{path} is not a batch of CIFAR-10: {len(labels)} labels, and images of '
+                         f'shape {images.shape}, {images.dtype}, not bytes in rows of 3,072')
+    return images.reshape(-1, 3, 32, 32), labels
