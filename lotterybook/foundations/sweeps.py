@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from .arguments import checked_size
+from .arguments import check_settings, checked_size, plain
 from .checksums import read_checked_json, write_checked_json
 from .files import checked_file_name, folder_lock, make_folder
 from .progress import progress_bar
@@ -75,6 +75,15 @@ def _check_importable(run: Callable) -> None:
                          'and processes cannot import it; '
                          'write it into a module, or pass executor=ThreadPoolExecutor(1)')
 
+def _note_settings(folder: Path, settings: dict) -> None:
+    "Note what all runs of a folder have in common; refuse a folder of other settings."
+    keep = folder/'.settings'
+    if keep.exists():
+        check_settings(read_checked_json(keep, 'remove its folder'), settings, folder)
+    elif any(folder.glob('*.json')):
+        raise ValueError(f'{folder} has results, and no settings: name another folder')
+    else: write_checked_json(keep, plain(settings, 'settings'))
+
 def sweep(
     run: Callable[[dict], dict],  # configuration -> result of plain values; importable
     configs: list[dict],          # plain values; most urgent first
@@ -86,6 +95,7 @@ def sweep(
     progress: bool = True,        # show a bar
     retries: int = 0,             # how often a run is tried again after an error or a dead worker
     note: Callable[[], str] | None = None, # text beside the bar, updated every second
+    settings: dict | None = None, # plain values, for `run(config, settings)`; others are refused
 ) -> list[dict]:                  # results in the order of `configs`
     "Do the runs whose result is missing. If it is interrupted at any moment, call it again."
     names = [checked_file_name(name(c), 'the run') for c in configs]
@@ -94,7 +104,9 @@ def sweep(
         raise ValueError(f'{len(configs)} configurations have only {len(files)} names')
     checked_size(retries, 'retries', least=0)
     if workers is not None: checked_size(workers, 'workers')
+    if settings is not None: run = partial(run, settings=settings)
     with folder_lock(folder):
+        if settings is not None: _note_settings(Path(folder), settings)
         done = {n: read_result(files[n], c) for n, c in zip(names, configs) if files[n].exists()}
         todo = OrderedDict((n, _Task(c, {name(o) for o in after(c)}, files[n], retries))
                            for n, c in zip(names, configs) if n not in done)

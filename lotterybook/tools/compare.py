@@ -239,15 +239,6 @@ def _plan(methods: Sequence[str], densities: Sequence[float], seeds: int) -> lis
     return [dict(method=m, density=d, seed=s, factor=1.) for s in range(seeds) for m in methods
             for d in (densities if m != 'dense' else (1.,))]
 
-def _claim(out: Path, settings: dict) -> None:
-    "Note the settings of a comparison in its folder; refuse one of other settings."
-    from lotterybook.foundations.arguments import check_settings
-    from lotterybook.foundations.checksums import read_checked_json, write_checked_json
-    keep = out/'compare.json'
-    if keep.exists():
-        check_settings(read_checked_json(keep, 'remove it, and all of its folder'), settings, out)
-    write_checked_json(keep, settings)
-
 def _to_budget(config: dict, result: dict, budget: float) -> dict:
     "The same run, so much longer or shorter that it spends the budget."
     if not result['spent']:
@@ -279,12 +270,13 @@ def compare(
     for d in densities: checked_fraction(d, 'density')
     workers  = os.cpu_count() or 1 if workers is None else checked_size(workers, 'workers')
     settings = compare_settings(**settings)
-    out, run = Path(out), partial(measured, settings=settings)
+    out   = Path(out)
     first = _plan(methods, densities, checked_size(seeds, 'seeds'))
-    _claim(out, settings)
     def swept(plan):
         "The results of these runs; at Ctrl-C, say what is kept."
-        try: return sweep(run, plan, out/'runs', workers=workers, name=_name, progress=progress)
+        try:
+            return sweep(measured, plan, out/'runs', workers=workers, name=_name,
+                         progress=progress, settings=settings)
         except KeyboardInterrupt:
             print(f'\nInterrupted; what is done is kept in {out}. The same command resumes.')
             raise

@@ -329,3 +329,15 @@ def test_a_folder_in_use_or_in_the_way(tmp_path, threads):
     for wrong in ('a-file', 'a-file/below'):
         with pytest.raises(OSError, match=re.escape(f'{tmp_path/wrong} cannot be written to as a folder')):
             sweep(example_run, configs, tmp_path/wrong, executor=threads)
+
+def scaled(config, settings): return dict(value=config['value']*settings['factor'])
+
+def test_settings_are_noted_and_others_refused(tmp_path):
+    "What all runs have in common belongs to the folder: other settings would get the old results."
+    def swept(folder, **settings):
+        return sweep(scaled, [dict(value=2)], tmp_path/folder, executor=ThreadPoolExecutor(1), progress=False, settings=settings)
+    for _ in range(2): assert swept('a', factor=3, steps=(1, 2)) == [dict(value=6)]
+    with pytest.raises(ValueError, match='factor was 3, is 4'): swept('a', factor=4, steps=(1, 2))
+    with pytest.raises(ValueError, match='steps was .*, is not given'): swept('a', factor=3)
+    sweep(example_run, [dict(value=2)], tmp_path/'b', executor=ThreadPoolExecutor(1), progress=False)
+    with pytest.raises(ValueError, match='b has results, and no settings'): swept('b', factor=3)
