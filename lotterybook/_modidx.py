@@ -1438,6 +1438,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'lotterybook/tickets/replicates.py'),
                                                 'lotterybook.tickets.replicates.recipe_pruner': ( '3_tickets/replicates.html#recipe_pruner',
                                                                                                   'lotterybook/tickets/replicates.py'),
+                                                'lotterybook.tickets.replicates.recipe_run': ( '3_tickets/replicates.html#recipe_run',
+                                                                                               'lotterybook/tickets/replicates.py'),
                                                 'lotterybook.tickets.replicates.run_file': ( '3_tickets/replicates.html#run_file',
                                                                                              'lotterybook/tickets/replicates.py'),
                                                 'lotterybook.tickets.replicates.run_one': ( '3_tickets/replicates.html#run_one',

@@ -12,19 +12,18 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from ..foundations.augmentation import augmented
-from ..foundations.deep_networks import (
-    RECIPES, build, make_optimizer, step_schedule)
+from ..foundations.deep_networks import RECIPES, make_optimizer, step_schedule
 from ..foundations.fast_steps import flushed_denormals
 from ..foundations.hooks import FiniteLoss, LearningRate
 from ..foundations.randomness import rng
 from ..foundations.running import Hook, Masks, Run, advance, seeded
 from ..foundations.training import (
     classification, evaluate, example_batches, holding)
-from ..pruning.masks import full_masks, remaining
+from ..pruning.masks import remaining
 from .controls import shuffled_masks
 from .iterative import tickets
 from .late_rewinding import rewound_to
-from .replicates import recipe_pruner, search_data
+from .replicates import recipe_pruner, recipe_run, search_data
 from .retraining import WAYS, retrain
 from .rewinding import snapshot
 from .rounds import first_run
@@ -52,10 +51,7 @@ class Replicate:
 
     def make_run(self, seed: int) -> Run:
         "An untrained network, its weights from PyTorch's generator, which `first_run` seeds."
-        net = build(self.settings['net'], self.data)
-        net = net.to(self.device, memory_format=torch.channels_last)  # faster convolutions
-        masks = full_masks(net, self.recipe.get('exclude', ()))
-        return Run(net, self.optimizer_of(net), masks, seed)
+        return recipe_run(self.settings['net'], self.data, self.recipe, seed, self.device)
 
     def train(self,
         run: Run,               # trained in place, from `run.step` on

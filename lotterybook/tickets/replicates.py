@@ -5,8 +5,8 @@ resume it."""
 
 # %% auto #0
 __all__ = ['COLUMNS', 'MEASURES', 'search_plan', 'run_file', 'runs_before', 'search_settings', 'search_data', 'step_file',
-           'recipe_pruner', 'classification_parts', 'ticket_file', 'run_one', 'table_row', 'finished_runs', 'search',
-           'draw_search', 'CONDITIONS']
+           'recipe_run', 'recipe_pruner', 'classification_parts', 'ticket_file', 'run_one', 'table_row',
+           'finished_runs', 'search', 'draw_search', 'CONDITIONS']
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-imports
 import os
@@ -170,6 +170,18 @@ def step_file(
     "Where the steps of a search are counted, in all processes."
     return Path(out)/'.steps'
 
+def recipe_run(
+    name: str,     # one of `NETWORKS`
+    data: Splits,  # fixes the shape of the inputs and the number of classes
+    recipe: dict,  # optimizer, lr, weight_decay, exclude: of `RECIPES`, or with other values
+    seed: int,     # of the run; initial weights come from PyTorch's global generator
+    device: str = 'cpu', # as PyTorch writes it
+) -> Run:
+    "An untrained network of a recipe, with masks of what may be pruned."
+    net = build(name, data).to(device, memory_format=torch.channels_last)  # faster convolutions
+    masks = full_masks(net, recipe.get('exclude', ()))
+    return Run(net, make_optimizer(recipe, net), masks, seed)
+
 def recipe_pruner(
     recipe: dict, # rate, scale, allocation: of `RECIPES`, or with other values
 ) -> Callable:    # masks of the next round, of a run
@@ -194,10 +206,8 @@ def classification_parts(
                               cache_enabled=False)  # else the weights of the first step stay
     def make_run(seed: int) -> Run:
         "An untrained network."
-        net = build(settings['net'], search_data(settings['data'], 0))  # for its shape
-        net = net.to(memory_format=torch.channels_last)  # convolutions are faster so
-        masks = full_masks(net, recipe.get('exclude', ()))
-        return Run(net, make_optimizer(recipe, net), masks, seed)
+        shape = search_data(settings['data'], 0)  # what the inputs are
+        return recipe_run(settings['net'], shape, recipe, seed)
     def train(run: Run, end: int | None = None) -> dict:
         "Train a round, or until `end`, with its state in a file if the search has a folder."
         file  = run.file and step_file(run.file.parent)
