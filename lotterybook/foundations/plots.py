@@ -193,8 +193,9 @@ def curve(
     mean, half = _mean_and_half_width(ys)
     few, color = np.isnan(mean), look['color']
     ax.plot(x, ys.T, color=color, lw=.6, alpha=.45)
-    points = np.where(few, ys, np.nan).T
-    ax.plot(x, points, color=color, marker=look['marker'] or '_', ls='', ms=4)
+    if few.any():  # a line that is nowhere takes time, too
+        points = np.where(few, ys, np.nan).T
+        ax.plot(x, points, color=color, marker=look['marker'] or '_', ls='', ms=4)
     ax.plot(x, mean, **{'lw': 2.2, **look})
     ax.fill_between(x, mean - half, mean + half, color=color, alpha=.22, lw=0)
     if end: label_end(ax, x, np.where(few, _any_mean(ys), mean), look['label'], color, dy)
