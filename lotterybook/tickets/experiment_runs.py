@@ -8,7 +8,6 @@ __all__ = ['Replicate', 'rewinding_run', 'retraining_run']
 # %% ../../nbs/3_tickets/370_experiment_runs.ipynb #export-imports
 import time
 from collections.abc import Callable, Iterable
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from ..foundations.augmentation import augmented
