@@ -98,7 +98,7 @@ def random_uniform(make_run, train, density, seed):
     return _random(make_run, train, density, seed, per_layer)
 
 def random_erk(make_run, train, density, seed):
-    "A random mask, layers by the sum of their dimensions. Mocanu et al. (2018); Evci et al. (2020)."
+    "A random mask; small layers keep a larger share. Mocanu et al. (2018); Evci et al. (2020)."
     from lotterybook.pruning.allocation import erk
     return _random(make_run, train, density, seed, erk)
 
