@@ -75,14 +75,16 @@ def _check_importable(run: Callable) -> None:
                          'and processes cannot import it; '
                          'write it into a module, or pass executor=ThreadPoolExecutor(1)')
 
-def _note_settings(folder: Path, settings: dict) -> None:
-    "Note what all runs of a folder have in common; refuse a folder of other settings."
-    keep = folder/'.settings'
-    if keep.exists():
+def _note_settings(folder: Path, settings: dict | None) -> None:
+    "Note what all runs of a folder have in common; refuse results of other settings."
+    keep, begun = folder/'.settings', any(folder.glob('*.json'))
+    if begun and keep.exists() != (settings is not None):
+        raise ValueError(f'{folder} has results {"with" if keep.exists() else "without"} settings: '
+                         'call the sweep as before, or name another folder')
+    if begun and keep.exists():
         check_settings(read_checked_json(keep, 'remove its folder'), settings, folder)
-    elif any(folder.glob('*.json')):
-        raise ValueError(f'{folder} has results, and no settings: name another folder')
-    else: write_checked_json(keep, plain(settings, 'settings'))
+    elif settings is not None: write_checked_json(keep, plain(settings, 'settings'))
+    else: keep.unlink(missing_ok=True)
 
 def sweep(
     run: Callable[[dict], dict],  # configuration -> result of plain values; importable
@@ -106,7 +108,7 @@ def sweep(
     if workers is not None: checked_size(workers, 'workers')
     if settings is not None: run = partial(run, settings=settings)
     with folder_lock(folder):
-        if settings is not None: _note_settings(Path(folder), settings)
+        _note_settings(Path(folder), settings)
         done = {n: read_result(files[n], c) for n, c in zip(names, configs) if files[n].exists()}
         todo = OrderedDict((n, _Task(c, {name(o) for o in after(c)}, files[n], retries))
                            for n, c in zip(names, configs) if n not in done)

@@ -54,8 +54,9 @@ def multiply_adds(
         p = next(net.parameters())
         x = torch.ones(1, *x, dtype=p.dtype, device=p.device)
     uses = _uses(net, names, x)
-    learns = any(p.requires_grad for p in net.parameters())  # else nothing is prunable
-    if learns and (missed := [name for name in prunable(net) if name not in uses]):
+    try: missed = [name for name in prunable(net) if name not in uses]
+    except ValueError: missed = []  # nothing is prunable: all weights are frozen
+    if missed:
         warnings.warn(f'not counted: {", ".join(missed)}: not the weight of a linear or '
                       'convolutional layer that was called', stacklevel=2)
     weights = {name: layer.weight.numel() for layer, name in names.items()} | kept(masks)

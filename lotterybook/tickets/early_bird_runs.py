@@ -31,17 +31,23 @@ from .early_bird_training import with_shifts
 from .experiment_runs import Replicate
 
 # %% ../../nbs/3_tickets/372_early_bird_runs.ipynb #export-cut
-def _holding_memory(run: Run, key: str) -> nn.Module | None:
-    "A copy of the network whose weights are an optimizer's memory of them; None if none fits."
+def _cut_memory(run: Run, key: str, masks: Masks, example: Any) -> dict[str, Tensor] | None:
+    "An optimizer's memory of the weights, cut as they are; None if it is no memory of each weight."
     params = dict(run.net.named_parameters())
     memory = {name: run.optimizer.state.get(p, {}).get(key) for name, p in params.items()}
     there  = {name: m for name, m in memory.items() if m is not None}
     fits   = [isinstance(m, Tensor) and m.shape == params[k].shape for k, m in there.items()]
     if not there or not all(fits): return None
-    copy = deepcopy(run.net)
+    holder = deepcopy(run.net)
+    def cut() -> dict[str, Tensor]:
+        return {k: p.detach() for k, p in remove_channels(holder, masks, example).named_parameters()}
     with torch.no_grad():  # a weight that was never trained has no memory: zeros
-        for name, p in copy.named_parameters(): p.copy_(there.get(name, torch.zeros_like(p)))
-    return copy
+        for name, p in holder.named_parameters(): p.copy_(there.get(name, torch.zeros_like(p)))
+        whole = cut()
+        for p in holder.parameters():
+            if p.dim() > 1: p.zero_()  # else constants of cut channels go into the biases
+        alone = cut()
+    return {k: alone[k] if m.dim() == 1 else m for k, m in whole.items()}
 
 def cut_out(
     run: Run,               # dense; read, not changed
@@ -62,10 +68,9 @@ def cut_out(
         raise ValueError(f'{more[0]!r} would be new, for constants of cut channels, and the '
                          'optimizer has no memory of it: give its layer a bias')
     for key in dict.fromkeys(key for state in old.values() for key in state):
-        copy = _holding_memory(run, key)
-        cut  = copy and dict(remove_channels(copy, masks, example).named_parameters())
+        cut = _cut_memory(run, key, masks, example)
         for name in (name for name, state in old.items() if key in state):
-            value = cut[name].detach() if cut else deepcopy(old[name][key])
+            value = cut[name] if cut else deepcopy(old[name][key])
             new.optimizer.state[mine[name]][key] = value
     return new
 

@@ -22,7 +22,7 @@ from ..pruning.masks import remaining
 from .controls import shuffled_masks
 from .iterative import tickets
 from .late_rewinding import rewound_to
-from .replicates import recipe_pruner, recipe_run, search_data
+from .replicates import augments, recipe_pruner, recipe_run, search_data
 from .retraining import WAYS, retrain
 from .rewinding import snapshot
 from .rounds import first_run
@@ -62,8 +62,7 @@ class Replicate:
         end, rate = self.steps if end is None else end, rate or self.rate
         batches = example_batches(self.data.x_train, self.data.y_train,
                                   self.recipe['batch_size'], run.seed)
-        if self.recipe.get('augment') and self.settings['data'] == 'cifar10':
-            batches = augmented(batches, run.seed)
+        if augments(self.recipe, self.settings['data']): batches = augmented(batches, run.seed)
         hooks = [LearningRate(lambda run: rate(run.step)), FiniteLoss(100, end), *hooks]
         run.net.train()
         advance(run, self.objective, seeded(batches, run.seed), end, hooks)

@@ -5,7 +5,7 @@ resume it."""
 
 # %% auto #0
 __all__ = ['COLUMNS', 'MEASURES', 'search_plan', 'run_file', 'runs_before', 'search_settings', 'search_data', 'step_file',
-           'recipe_run', 'recipe_pruner', 'classification_parts', 'ticket_file', 'run_one', 'table_row',
+           'augments', 'recipe_run', 'recipe_pruner', 'classification_parts', 'ticket_file', 'run_one', 'table_row',
            'finished_runs', 'search', 'draw_search', 'CONDITIONS']
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-imports
@@ -170,6 +170,13 @@ def step_file(
     "Where the steps of a search are counted, in all processes."
     return Path(out)/'.steps'
 
+def augments(
+    recipe: dict, # of `RECIPES`, or with other values
+    data: str,    # a data set that `load` knows
+) -> bool:
+    "Are training images augmented? As the recipe says, but CIFAR-10's only: digits have no mirror."
+    return bool(recipe.get('augment')) and data == 'cifar10'
+
 def recipe_run(
     name: str,     # one of `NETWORKS`
     data: Splits,  # fixes the shape of the inputs and the number of classes
@@ -198,7 +205,7 @@ def classification_parts(
     options = {k: settings[k] for k in ('steps', 'batch_size', 'eval_every', 'device')}
     if 'milestones' in recipe:
         options['lr'] = step_schedule(recipe['lr'], recipe['steps'], recipe['milestones'])
-    if recipe.get('augment') and settings['data'] == 'cifar10': options['augment'] = augmented
+    if augments(recipe, settings['data']): options['augment'] = augmented
     def precise():
         "A block in which products have the precision of the settings."
         device = torch.device(settings['device']).type

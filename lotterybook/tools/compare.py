@@ -159,7 +159,7 @@ def early_bird(make_run, train, density, seed):
     run, prune = make_run(seed), _cut(density)
     # a tenth of the largest distance of two masks of this density; at one half theirs, 0.1
     limit, every = .2*min(density, 1 - density), max(1, train.steps//20)
-    bird = EarlyBird(lambda net: prune(run), every, threshold=limit, end=train.steps)
+    bird = EarlyBird(lambda net: prune(run), every, threshold=limit)
     train(run, train.steps//2, hooks=[bird])
     run.stopped = False
     run.set_masks(prune(run))
@@ -240,7 +240,7 @@ def _plan(methods: Sequence[str], densities: Sequence[float], seeds: int) -> lis
             for d in (densities if m != 'dense' else (1.,))]
 
 def _to_budget(config: dict, result: dict, budget: float) -> dict:
-    "The same run, so much longer or shorter that it spends the budget."
+    "The same run, longer or shorter: it spends the budget, if it prunes as early in its training."
     if not result['spent']:
         raise ValueError(f"method {config['method']!r} has trained nothing by `train`: "
                          'its cost is not known, and only budget=0 can compare it')

@@ -339,5 +339,14 @@ def test_settings_are_noted_and_others_refused(tmp_path):
     for _ in range(2): assert swept('a', factor=3, steps=(1, 2)) == [dict(value=6)]
     with pytest.raises(ValueError, match='factor was 3, is 4'): swept('a', factor=4, steps=(1, 2))
     with pytest.raises(ValueError, match='steps was .*, is not given'): swept('a', factor=3)
-    sweep(example_run, [dict(value=2)], tmp_path/'b', executor=ThreadPoolExecutor(1), progress=False)
-    with pytest.raises(ValueError, match='b has results, and no settings'): swept('b', factor=3)
+    def bare(folder): return sweep(example_run, [dict(value=2)], tmp_path/folder, executor=ThreadPoolExecutor(1), progress=False)
+    with pytest.raises(ValueError, match='a has results with settings'): bare('a')
+    bare('b')
+    with pytest.raises(ValueError, match='b has results without settings'): swept('b', factor=3)
+
+def test_settings_of_a_sweep_without_results_may_change(tmp_path):
+    "The first call failed: what it was asked for is mended, and called again in the same folder."
+    def swept(**settings):
+        return sweep(scaled, [dict(value=2)], tmp_path, executor=ThreadPoolExecutor(1), progress=False, settings=settings)
+    with pytest.raises(RunFailed): swept(factr=3)
+    assert swept(factor=3) == [dict(value=6)]

@@ -110,6 +110,8 @@ def test_frozen_networks_are_counted():
     net = lenet(64)
     want = multiply_adds(net, (64,))
     assert multiply_adds(net.requires_grad_(False), (64,)) == want
+    for name, p in net.named_parameters(): p.requires_grad_('bias' in name)
+    assert multiply_adds(net, (64,)) == want
 
 def test_a_layer_with_its_inputs_first():
     "Conv1D of transformers, by its name: (inputs, outputs)."

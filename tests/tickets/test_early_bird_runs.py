@@ -97,6 +97,18 @@ def test_a_weight_without_memory():
     assert all(s['momentum_buffer'].shape == small.net.get_parameter(k).shape for k, s in state.items() if s)
     assert max(far_apart(sgd, run, small, masks)) < 1e-3
 
+def test_memory_of_a_bias_takes_in_no_constants():
+    "The sigmoid of a cut channel is 1/2: a constant for the next bias, but not for the optimizer's memory of it."
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.BatchNorm1d(8), torch.nn.Sigmoid(),
+                              torch.nn.Linear(8, 10))
+    run = trained(adam, net)
+    small = cut_out(run, {'2.weight': torch.arange(8) < 4}, example, adam)
+    for key in ('exp_avg', 'exp_avg_sq'):
+        old, new = run.optimizer.state[run.net[4].bias][key], small.optimizer.state[small.net[4].bias][key]
+        assert new.equal(old) and old.any()
+        old, new = run.optimizer.state[run.net[4].weight][key], small.optimizer.state[small.net[4].weight][key]
+        assert new.equal(old[:, :4])
+
 def test_a_bias_that_would_be_new_is_refused():
     "The sigmoid of a cut channel is 1/2: a constant that the next layer cannot take in."
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.BatchNorm1d(8), torch.nn.Sigmoid(),
