@@ -291,7 +291,7 @@ def test_the_first_step_without_a_finite_loss():
     hook.after_step(run)
     assert run.stopped
 
-def test_a_hook_that_stops_ends_the_stack(first):
+def test_a_hook_that_stops_ends_the_stack():
     "Between two checks of the losses: nothing has diverged, and no check lets the training go on."
     class StopAt7(Hook):
         def after_step(self, run): run.stopped = run.step >= 7
