@@ -40,7 +40,8 @@ def _cut_memory(run: Run, key: str, masks: Masks, example: Any) -> dict[str, Ten
     if not there or not all(fits): return None
     holder = deepcopy(run.net)
     def cut() -> dict[str, Tensor]:
-        return {k: p.detach() for k, p in remove_channels(holder, masks, example).named_parameters()}
+        small = remove_channels(holder, masks, example)
+        return {name: p.detach() for name, p in small.named_parameters()}
     with torch.no_grad():  # a weight that was never trained has no memory: zeros
         for name, p in holder.named_parameters(): p.copy_(there.get(name, torch.zeros_like(p)))
         whole = cut()
