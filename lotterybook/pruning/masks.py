@@ -114,6 +114,15 @@ def _tensors(net: nn.Module) -> dict[str, Tensor]:
     return dict(net.named_parameters()) | dict(net.named_buffers())
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-prunable
+def _checked_notes(net: nn.Module, exclude: str | Iterable[str] = (),
+                   include: str | Iterable[str] = ()) -> dict[str, str]:
+    "`_notes` of a network that holds its own weights, and not torch.nn.utils.prune."
+    for name in _torch_masks(_tensors(net)):
+        raise ValueError(f'torch.nn.utils.prune holds {name!r}: '
+                         'take its masks with from_torch_prune(net), '
+                         'then call prune.remove on each weight')
+    return _notes(net, exclude, include)
+
 def prunable(
     net: nn.Module,                    # any network
     exclude: str | Iterable[str] = (), # names to leave out, as 'output.*'
@@ -121,11 +130,7 @@ def prunable(
 ) -> list[str]:                        # parameter names, in the network's order
     "The weights that pruning may touch: of linear, convolutional and recurrent layers, attention."
     net = unwrapped(net)
-    for name in _torch_masks(_tensors(net)):
-        raise ValueError(f'torch.nn.utils.prune holds {name!r}: '
-                         'take its masks with from_torch_prune(net), '
-                         'then call prune.remove on each weight')
-    notes = _notes(net, exclude, include)
+    notes = _checked_notes(net, exclude, include)
     names = [name for name, why in notes.items() if not why]
     if not names:
         why = ', '.join(f'{n} {why}' for why, n in Counter(notes.values()).items())

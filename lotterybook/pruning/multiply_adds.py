@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from ..foundations.running import Masks, check_masks, unwrapped
 from ..foundations.training import evaluating
-from .masks import _is_linear, kept, prunable
+from .masks import _checked_notes, _is_linear, kept
 
 # %% ../../nbs/2_pruning/245_multiply_adds.ipynb #export-count
 _ROWS_ARE_OUTPUTS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d  # of the weight; others': inputs
@@ -54,9 +54,8 @@ def multiply_adds(
         p = next(net.parameters())
         x = torch.ones(1, *x, dtype=p.dtype, device=p.device)
     uses = _uses(net, names, x)
-    try: missed = [name for name in prunable(net) if name not in uses]
-    except ValueError: missed = []  # nothing is prunable: all weights are frozen
-    if missed:
+    open_ = [name for name, why in _checked_notes(net).items() if not why]  # none if all are frozen
+    if missed := [name for name in open_ if name not in uses]:
         warnings.warn(f'not counted: {", ".join(missed)}: not the weight of a linear or '
                       'convolutional layer that was called', stacklevel=2)
     weights = {name: layer.weight.numel() for layer, name in names.items()} | kept(masks)

@@ -1,6 +1,7 @@
 "Counts of multiply-adds: by hand, against PyTorch's counter, of pruned weights."
 import pytest, torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 from lotterybook.foundations.checkpoints import snapshot
 from lotterybook.foundations.networks import batchnorm_mlp, lenet
@@ -112,6 +113,12 @@ def test_frozen_networks_are_counted():
     assert multiply_adds(net.requires_grad_(False), (64,)) == want
     for name, p in net.named_parameters(): p.requires_grad_('bias' in name)
     assert multiply_adds(net, (64,)) == want
+
+def test_masks_of_torch_are_not_passed_over():
+    "They are no masks of ours, and the weights would be counted as dense."
+    net = nn.Sequential(nn.Linear(4, 3))
+    prune.random_unstructured(net[0], 'weight', .5)
+    with pytest.raises(ValueError, match="torch.nn.utils.prune holds '0.weight'"): multiply_adds(net, (4,))
 
 def test_a_layer_with_its_inputs_first():
     "Conv1D of transformers, by its name: (inputs, outputs)."
