@@ -4,7 +4,8 @@ import pytest, torch
 from lotterybook.foundations.arguments import plain
 from lotterybook.foundations.running import Hook
 from lotterybook.pruning.allocation import per_layer
-from lotterybook.tools.compare import METHODS, Training, _cut, compare, compare_settings, comparison_text, measured, method
+from lotterybook.tools.compare import Training, compare, compare_settings, comparison_text, measured
+from lotterybook.tools.methods import METHODS, cut_to, method
 from lotterybook.tools.command_line import main
 
 torch.set_num_threads(1)
@@ -40,7 +41,7 @@ def test_random_masks_do_not_settle(monkeypatch, density):
     g = torch.Generator().manual_seed(0)
     def lots(density, rounds=1):
         return lambda run: per_layer({k: torch.rand(m.shape, generator=g) for k, m in run.masks.items()}, run.masks, 1 - density)
-    monkeypatch.setattr('lotterybook.tools.compare._cut', lots)
+    monkeypatch.setattr('lotterybook.tools.methods.cut_to', lots)
     train = Training(settings, 0)
     METHODS['early_bird'](train.make_run, train, density, 0)
     dense = 3*60*WEIGHTS*40
@@ -50,7 +51,7 @@ def test_cost_of_masks_that_a_hook_sets():
     "Gradual pruning: each step is counted under the masks that it was made with."
     class Late(Hook):
         def after_step(self, run):
-            if run.step == 39: run.set_masks(_cut(.02)(run))
+            if run.step == 39: run.set_masks(cut_to(.02)(run))
     train = Training(settings, 0)
     run = train.make_run(0)
     train(run, hooks=[Late()])

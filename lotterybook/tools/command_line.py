@@ -207,7 +207,8 @@ def _find(**flags):
     find(**flags) # the rows; what matters is told and written
 
 def _compare(methods=None, method=(), **flags):
-    from lotterybook.tools.compare import METHODS, compare
+    from lotterybook.tools.compare import compare
+    from lotterybook.tools.methods import METHODS
     compare(methods=[*(methods or METHODS), *method], **flags)
 
 def _fetch(names):

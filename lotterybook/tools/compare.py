@@ -4,22 +4,17 @@
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-imports
 from __future__ import annotations
-import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 from ..foundations.arguments import checked_fraction, checked_name, checked_size
+from .methods import METHODS, method
 if TYPE_CHECKING: from lotterybook.foundations.running import Hook, Run
 
 # %% auto #0
-__all__ = ['METHODS', 'Training', 'dense', 'random_uniform', 'random_erk', 'magnitude_at_init', 'one_shot_ticket', 'ticket',
-           'late_ticket', 'fine_tuning', 'learning_rate_rewinding', 'iterative_learning_rate_rewinding', 'early_bird',
-           'method', 'compare_settings', 'measured', 'compare', 'comparison_text']
+__all__ = ['Training', 'compare_settings', 'measured', 'compare', 'comparison_text']
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-training
 class Training:
@@ -64,126 +59,6 @@ def _counter(train: Training) -> Hook:
             if run.held is not self.held: self.held, self.cost = run.held, train.cost(run)
             train.spent += 3*train.batch_size*self.cost
     return Counter()
-
-# %% ../../nbs/8_tools/860_compare.ipynb #export-methods
-def _cut(density: float, rounds: int = 1) -> Callable:
-    "A `prune` that leaves this share of all weights after so many rounds."
-    from lotterybook.pruning.allocation import global_
-    from lotterybook.pruning.schedules import pruner, rate_for
-    return pruner(rate_for(density, rounds), allocation=global_)
-
-def _rounds(density: float) -> int:
-    "How often a fifth can be removed until this share is left."
-    return max(1, round(math.log(density)/math.log(.8)))
-
-def dense(make_run, train, density, seed):
-    "No pruning: the size of 100 %, whatever was asked for."
-    run = make_run(seed)
-    train(run)
-    return run
-
-def _random(make_run, train, density, seed, allocation):
-    "A random mask, trained from the start."
-    import torch
-    from lotterybook.foundations.randomness import rng
-    run, g = make_run(seed), rng(seed, 'random mask')
-    scores = {name: torch.rand(mask.shape, generator=g) for name, mask in run.masks.items()}
-    run.set_masks(allocation(scores, run.masks, 1 - density))
-    train(run)
-    return run
-
-def random_uniform(make_run, train, density, seed):
-    "A random mask, the same share in each layer."
-    from lotterybook.pruning.allocation import per_layer
-    return _random(make_run, train, density, seed, per_layer)
-
-def random_erk(make_run, train, density, seed):
-    "A random mask; small layers keep a larger share. Mocanu et al. (2018); Evci et al. (2020)."
-    from lotterybook.pruning.allocation import erk
-    return _random(make_run, train, density, seed, erk)
-
-def magnitude_at_init(make_run, train, density, seed):
-    "The largest initial weights. Frankle et al. (2021)."
-    run = make_run(seed)
-    run.set_masks(_cut(density)(run))
-    train(run)
-    return run
-
-def _ticket(run, train, density, rounds):
-    "Train, prune, rewind to where the run was, train."
-    from lotterybook.tickets.iterative import tickets
-    for _ in tickets(run, train, _cut(density, rounds), rounds): pass
-    return run
-
-def one_shot_ticket(make_run, train, density, seed):
-    "One cut, rewound to step 0. Frankle & Carbin (2019)."
-    return _ticket(make_run(seed), train, density, 1)
-
-def ticket(make_run, train, density, seed):
-    "A fifth in each round, rewound to step 0. Frankle & Carbin (2019)."
-    return _ticket(make_run(seed), train, density, _rounds(density))
-
-def late_ticket(make_run, train, density, seed):
-    "As `ticket`, rewound to the step after 5 % of the training. Frankle et al. (2020)."
-    run = make_run(seed)
-    train(run, round(.05*train.steps))
-    return _ticket(run, train, density, _rounds(density))
-
-def fine_tuning(make_run, train, density, seed):
-    "Train, one cut, T more steps at the last learning rate. Han et al. (2015)."
-    from lotterybook.tickets.retraining import prune_and_retrain
-    run, last = make_run(seed), train.rate(train.steps - 1)
-    train(run)
-    prune_and_retrain(run, partial(train, lr=lambda step: last), _cut(density), train.steps)
-    return run
-
-def learning_rate_rewinding(make_run, train, density, seed):
-    "Train, one cut, T more steps with the learning rates from step 0 on. Renda et al. (2020)."
-    from lotterybook.tickets.retraining import prune_and_retrain
-    run = make_run(seed)
-    train(run)
-    prune_and_retrain(run, train, _cut(density), train.steps)
-    return run
-
-def iterative_learning_rate_rewinding(make_run, train, density, seed):
-    "As `learning_rate_rewinding`, a fifth in each round. Renda et al. (2020)."
-    from lotterybook.tickets.retraining import prune_and_retrain
-    run, rounds = make_run(seed), _rounds(density)
-    train(run)
-    prune_and_retrain(run, train, _cut(density, rounds), train.steps, rounds)
-    return run
-
-def early_bird(make_run, train, density, seed):
-    "Cut when the masks have settled, or at T/2. After You et al. (2020), with masks of weights."
-    from lotterybook.tickets.early_bird import EarlyBird
-    run, prune = make_run(seed), _cut(density)
-    # a tenth of the largest distance of two masks of this density; at one half theirs, 0.1
-    limit, every = .2*min(density, 1 - density), max(1, train.steps//20)
-    bird = EarlyBird(lambda net: prune(run), every, threshold=limit)
-    train(run, train.steps//2, hooks=[bird])
-    run.stopped = False
-    run.set_masks(prune(run))
-    train(run)
-    return run
-
-METHODS: dict[str, Callable] = {f.__name__: f for f in (
-    dense, random_uniform, random_erk, magnitude_at_init, one_shot_ticket, ticket, late_ticket,
-    fine_tuning, learning_rate_rewinding, iterative_learning_rate_rewinding, early_bird)}
-
-# %% ../../nbs/8_tools/860_compare.ipynb #export-method
-def method(
-    name: str, # a key of `METHODS`, or module:function of your own
-) -> Callable: # `(make_run, train, density, seed) -> Run`
-    "A method by name."
-    if ':' not in name: return METHODS[checked_name(name, METHODS, 'method')]
-    module, _, function = name.partition(':')
-    if (here := str(Path.cwd())) not in sys.path: sys.path.insert(0, here)
-    try: return getattr(import_module(module), function)
-    except ImportError as e:
-        raise ValueError(f'method {name!r}: no module {module!r} that can be imported from '
-                         f'{here} ({e})') from e
-    except AttributeError as e:
-        raise ValueError(f'method {name!r}: {module} has no function {function!r}') from e
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-run
 def compare_settings(
