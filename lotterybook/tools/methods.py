@@ -118,7 +118,6 @@ def early_bird(make_run, train, density, seed):
     "Cut when the masks have settled, or at T/2. After You et al. (2020), with masks of weights."
     from lotterybook.tickets.early_bird import EarlyBird
     run, prune = make_run(seed), cut_to(density)
-    # a tenth of the largest distance of two masks of this density; at one half theirs, 0.1
     limit, every = .2*min(density, 1 - density), max(1, train.steps//20)
     bird = EarlyBird(lambda net: prune(run), every, threshold=limit)
     train(run, train.steps//2, hooks=[bird])
