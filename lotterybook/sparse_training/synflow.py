@@ -42,8 +42,8 @@ def synflow(
     masks: Masks,                       # bool: the weights to score
     objective: Objective | None = None, # not used
     batches: Iterable = (),             # of pairs (x, y) or of x: only the shape is used
-) -> dict[str, Tensor]:                 # |θ| ∂R/∂|θ| ≥ 0 in float64, named and shaped like the masks
-    "How much of the flow R = 1ᵀ ∏|θ| 1 passes through each weight. Tanaka et al. (2020), eq. 2."
+) -> dict[str, Tensor]:                 # |θ| ∂R/∂|θ|, in float64, named and shaped like the masks
+    "How much of the flow R = 1ᵀ ∏|θ| 1 passes through each weight. Tanaka et al. (2020), §6."
     copy = _made_positive(scored_copy(net, masks))
     weights = {name: copy.get_parameter(name) for name in masks}
     with kept_generators(), torch.enable_grad():
