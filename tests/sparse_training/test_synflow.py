@@ -4,7 +4,6 @@ from itertools import product
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from lotterybook.foundations.deep_networks import resnet20
 from lotterybook.foundations.networks import batchnorm_mlp, lenet
