@@ -48,7 +48,7 @@ def _matrices(net: nn.Module, masks: Masks) -> dict[str, Tensor]:
 
 def isometry_gap(
     net: nn.Module,   # read, not changed
-    masks: Masks,     # bool: the layers to measure, `(outputs, inputs, ...)`, and their kept weights
+    masks: Masks,     # bool: the layers to measure, `(outputs, inputs, ...)`; True is kept
     gain: float = 1., # the singular value that is wanted
 ) -> dict[str, float]: # of each layer; 0: all its singular values are the gain
     "How far each masked layer is from an isometry. Lee et al. (2020), squared."

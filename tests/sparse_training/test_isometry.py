@@ -135,6 +135,14 @@ def test_delta_orthogonal_with_fewer_outputs_only_shrinks():
     assert (conv(x).flatten(1).norm(dim=1) < x.flatten(1).norm(dim=1)).all()
     assert close(isometry_gap(conv, full_masks(conv))['weight'], 0)
 
+def test_one_kernel():
+    "In place, whatever was there; each group has a matrix of its own."
+    kernel = torch.randn(6, 2, 3, 3)
+    assert delta_orthogonal_(kernel, 2., groups=3, generator=rng(0, 'test')) is kernel
+    for group in kernel.chunk(3):
+        assert close(group[:, :, 1, 1] @ group[:, :, 1, 1].T, 4*torch.eye(2))
+    assert int(kernel.count_nonzero()) == 12
+
 @pytest.mark.parametrize('layer', [
     nn.Conv1d(4, 6, 3, padding=1, groups=2), nn.Conv3d(2, 3, 3, padding=1),
     nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.ConvTranspose1d(4, 4, 3, padding=1)])
