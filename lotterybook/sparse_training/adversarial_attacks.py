@@ -78,7 +78,7 @@ def robust_accuracy(
 ) -> float:         # in [0, 1]
     "The share of examples that are right in all attempts: the worst case over all attacks."
     if not attempts: raise ValueError('robust accuracy needs the clean inputs, at least')
-    return torch.stack([is_right(net, x, y) for x in attempts]).all(0).float().mean().item()
+    return torch.stack([is_right(net, x, y) for x in attempts]).all(0).sum().item()/len(y)
 
 # %% ../../nbs/4_sparse_training/462_adversarial_attacks.ipynb #export-fgsm
 def fgsm(
