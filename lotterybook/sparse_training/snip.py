@@ -39,13 +39,15 @@ def checked_scores(
 ) -> dict[str, Tensor]:         # `scores`
     "Raises ValueError where scores of kept weights are not finite; warns where all are zero."
     for layer, mask in masks.items():
-        ours = scores[layer][mask]
-        if not ours.isfinite().all():
+        if not mask.any(): continue
+        ours = torch.where(mask.to(scores[layer].device), scores[layer], 0)
+        low, high = ours.aminmax()
+        if not (low.isfinite() and high.isfinite()):
             raise ValueError(f'{name}: {int((~ours.isfinite()).sum())} scores of {layer!r} are not '
-                             'finite; look at the loss of the batches that it was given')
-        if ours.numel() and not ours.any():
-            warnings.warn(f'{name}: all scores of {layer!r} are zero; it does not reach the loss',
-                          stacklevel=3)
+                             'finite; look at the weights, and at the loss of the batches')
+        if low == high == 0:
+            warnings.warn(f'{name}: all scores of {layer!r} are zero: its weights are zero, '
+                          'or the loss does not depend on them', stacklevel=3)
     return scores
 
 # %% ../../nbs/4_sparse_training/400_snip.ipynb #export-loss-gradient
@@ -92,14 +94,15 @@ def prune_to(
     checked_rounds(rounds)
     if rounds > 1 and iter(batches) is batches:
         raise ValueError('batches are read anew in each round: give a list')
-    masks = full_masks(net) if masks is None else masks
-    total = sum(mask.numel() for mask in masks.values())
-    start = sum(kept(masks).values())/total
-    if density > start:
-        raise ValueError(f'density={density}, and only {start:.4g} of the weights are left')
+    masks = full_masks(net) if masks is None else dict(masks)
+    check_masks(masks, net)
+    total, first = sum(mask.numel() for mask in masks.values()), sum(kept(masks).values())
+    if not 1 <= round(density*total) <= first:
+        raise ValueError(f'density={density} is {round(density*total):,} of {total:,} weights, '
+                         f'and {first:,} are left; keep 1 at least, and no more than are left')
     for r in range(1, rounds + 1):
         alive = sum(kept(masks).values())
-        goal  = round(total*start*(density/start)**(r/rounds))
+        goal  = round(total*(first/total)**(1 - r/rounds)*density**(r/rounds))
         if goal < alive:
             masks = allocation(score(net, masks, objective, batches), masks, 1 - goal/alive)
     return masks
