@@ -1,6 +1,5 @@
 "GraSP by three other routes, its sign, what divides the logits, and a network that stays as it was."
 import copy, warnings
-from collections import namedtuple
 from functools import partial
 import pytest, torch
 from torch import nn
@@ -8,7 +7,7 @@ from torch.nn import functional as F
 from lotterybook.foundations.networks import batchnorm_mlp, lenet
 from lotterybook.foundations.randomness import rng
 from lotterybook.foundations.training import classification
-from lotterybook.pruning.allocation import global_, per_layer
+from lotterybook.pruning.allocation import per_layer
 from lotterybook.pruning.masks import full_masks, kept
 from lotterybook.pruning.scores import magnitude
 from lotterybook.sparse_training.grasp import balanced_rows, grasp, relative_times

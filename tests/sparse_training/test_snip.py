@@ -5,7 +5,7 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
-from lotterybook.foundations.networks import batchnorm_mlp, lenet
+from lotterybook.foundations.networks import lenet
 from lotterybook.foundations.randomness import rng
 from lotterybook.foundations.training import classification
 from lotterybook.foundations.running import Run
