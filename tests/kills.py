@@ -1,4 +1,4 @@
-"What several tests here need: a kill at any moment of a step."
+"What tests of several parts need: a kill at any moment of a step."
 import pytest, torch
 from lotterybook.foundations.running import Hook
 
