@@ -1364,6 +1364,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'lotterybook/sparse_training/moving_masks.py'),
                                                           'lotterybook.sparse_training.moving_masks.SET.after_step': ( '4_sparse_training/moving_masks.html#set.after_step',
                                                                                                                        'lotterybook/sparse_training/moving_masks.py'),
+                                                          'lotterybook.sparse_training.moving_masks._highest': ( '4_sparse_training/moving_masks.html#_highest',
+                                                                                                                 'lotterybook/sparse_training/moving_masks.py'),
                                                           'lotterybook.sparse_training.moving_masks.exploration_rate': ( '4_sparse_training/moving_masks.html#exploration_rate',
                                                                                                                          'lotterybook/sparse_training/moving_masks.py'),
                                                           'lotterybook.sparse_training.moving_masks.finish_step': ( '4_sparse_training/moving_masks.html#finish_step',

@@ -134,8 +134,10 @@ class Held:
         self._follow()
         for p, bits in zip(self.weights, self.bits):
             for memory in optimizer.state.get(p, {}).values():
-                if isinstance(memory, Tensor) and memory.shape == p.shape:  # no count of steps
-                    memory.masked_fill_((bits == 0).to(memory.device), 0)
+                if not isinstance(memory, Tensor) or memory.shape != p.shape: continue  # a count
+                if memory.dtype == p.dtype and memory.device == p.device:
+                    memory.view(bits.dtype).bitwise_and_(bits)  # several times faster
+                else: memory.masked_fill_((bits == 0).to(memory.device), 0)
 
     def revived(self) -> dict[str, int]:  # by parameter name, of layers where some are pruned
         "How many pruned weights are not zero."

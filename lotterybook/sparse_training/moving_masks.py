@@ -38,15 +38,29 @@ def random_masks(
     return masks
 
 # %% ../../nbs/4_sparse_training/440_moving_masks.ipynb #export-moved
+def _highest(values: Tensor, free: Tensor, count: int) -> Tensor:
+    "Indices of the `count` highest values of a row among `free`; of equals, those that come first."
+    sample = values[::16]  # a guess, which spares ranking all of a long row
+    rank   = min(len(sample), count//8 + 32)
+    guess  = sample.kthvalue(len(sample) - rank + 1).values
+    some   = (values >= guess).logical_and_(free).nonzero()[:, 0]
+    if len(some) < count: some = free.nonzero()[:, 0]
+    return some[keep_top(values[some], torch.ones_like(some, dtype=torch.bool), count)]
+
 def moved(
-    mask: Tensor,              # bool
-    weight: Tensor,            # of the same shape
-    growth: Tensor,            # of the same shape: the highest of what is not kept grow
-    n: int,                    # how many weights to move
-) -> tuple[Tensor, Tensor]:    # what stays, and the new mask, of as many weights as `mask`
-    "Drop the n smallest kept weights, and grow n others. Evci et al. (2020), algorithm 1."
-    stay = keep_top(weight.abs(), mask, int(mask.count_nonzero()) - n)
-    return stay, stay | keep_top(growth, ~stay, n)
+    mask: Tensor,    # bool
+    weight: Tensor,  # of the same shape: the smallest kept ones are dropped
+    growth: Tensor,  # of the same shape: the highest that are not kept grow
+    n: int,          # how many weights to drop, and to grow
+) -> Tensor:         # a new mask of as many weights; what is dropped may grow again
+    "Drop the n smallest kept weights, and grow n where `growth` is highest. Evci et al. (2020), §3."
+    places = mask.flatten().nonzero()[:, 0]
+    sizes  = weight.detach().flatten()[places].abs()
+    stay   = keep_top(sizes, torch.ones_like(sizes, dtype=torch.bool), len(places) - n)
+    new = torch.zeros_like(mask).flatten()
+    new[places[stay]] = True
+    new[_highest(growth.detach().flatten(), ~new, n)] = True
+    return new.view(mask.shape)
 
 # %% ../../nbs/4_sparse_training/440_moving_masks.ipynb #export-move-masks
 @torch.no_grad()
@@ -57,17 +71,18 @@ def move_masks(
 ) -> None:
     "Drop and grow in each layer. New weights are zero, and the optimizer remembers nothing of them."
     check_masks(run.masks)
-    if all(mask.all() for mask in run.masks.values()):
+    new, counts = {}, kept(run.masks)
+    if all(n == run.masks[name].numel() for name, n in counts.items()):
         raise ValueError('all weights are kept, so none can move; begin with '
                          'random_masks(net, density)')
-    stay, new = {}, {}
     for name, mask in run.masks.items():
-        weight, alive = run.held.net.get_parameter(name), int(mask.count_nonzero())
-        n = min(round(fraction*alive), mask.numel() - alive)  # a dense layer has no other place
-        stay[name], new[name] = moved(mask, weight, growth[name], n)
+        if not growth[name].max().isfinite():
+            raise ValueError(f'the gradient of {name!r} after {run.step} steps is not finite; '
+                             'try a smaller learning rate, or look at the batch of that step')
+        n = min(round(fraction*counts[name]), mask.numel() - counts[name])  # none of a full layer
+        new[name] = moved(mask, run.held.net.get_parameter(name), growth[name], n)
     seen = run.extra.get('explored', run.masks)
     run.extra['explored'] = {name: seen[name] | mask for name, mask in new.items()}
-    run.set_masks(stay)  # what is dropped becomes zero, even if it grows again
     run.set_masks(new)
 
 def exploration_rate(

@@ -23,22 +23,18 @@ from .moving_masks import MaskMover, move_masks
 # %% ../../nbs/4_sparse_training/450_rigl.ipynb #export-gradients
 def _gradient_sizes(run: Run) -> dict[str, Tensor]:
     "|∂L/∂(m ⊙ θ)| of all masked weights, or a ValueError if it cannot say where to grow."
-    sizes = {}
-    for name in run.masks:
-        grad = run.held.net.get_parameter(name).grad
+    grads = {name: run.held.net.get_parameter(name).grad for name in run.masks}
+    for name, grad in grads.items():
         if grad is None:
             raise ValueError(f'{name!r} has no gradient: the loss does not reach it, or it is '
                              'frozen; leave it out of the masks')
-        if not grad.isfinite().all():
-            raise ValueError(f'the gradient of {name!r} after {run.step} steps is not finite; '
-                             'try a smaller learning rate, or look at the batch of that step')
-        sizes[name] = grad.detach().abs()
-    pruned = [sizes[name][~mask] for name, mask in run.masks.items()]
-    seen   = any(values.any() for values in pruned) or not any(map(len, pruned))
-    if not seen and any(values.any() for values in sizes.values()):
-        raise ValueError('the gradients of all pruned weights are zero: something masks them '
-                         'first, such as keep_pruned, or mask*weight in the forward pass')
-    return sizes
+    if 'explored' not in run.extra:  # before the first update
+        pruned = [grad[~run.masks[name]] for name, grad in grads.items()]
+        if any(g.any() for g in grads.values()) and any(map(len, pruned)) \
+           and not any(g.any() for g in pruned):
+            raise ValueError('the gradients of all pruned weights are zero: something masks them '
+                             'first, such as keep_pruned, or mask*weight in the forward pass')
+    return {name: grad.abs_() for name, grad in grads.items()}  # it is not needed any more
 
 # %% ../../nbs/4_sparse_training/450_rigl.ipynb #export-rigl
 class RigL(MaskMover):
