@@ -53,7 +53,7 @@ def moved(
     growth: Tensor,  # of the same shape: the highest that are not kept grow
     n: int,          # how many weights to drop, and to grow
 ) -> Tensor:         # a new mask of as many weights; what is dropped may grow again
-    "Drop the n smallest kept weights, and grow n where `growth` is highest. Evci et al. (2020), §3."
+    "Drop the n smallest kept weights; grow n where `growth` is highest. Evci et al. (2020), §3."
     places = mask.flatten().nonzero()[:, 0]
     sizes  = weight.detach().flatten()[places].abs()
     stay   = keep_top(sizes, torch.ones_like(sizes, dtype=torch.bool), len(places) - n)
@@ -69,7 +69,7 @@ def move_masks(
     growth: dict[str, Tensor],  # by mask name: the highest of what is not kept grow
     fraction: float,            # of the kept weights of each layer
 ) -> None:
-    "Drop and grow in each layer. New weights are zero, and the optimizer remembers nothing of them."
+    "Drop and grow in each layer. New weights are zero, and so is the optimizer's memory of them."
     check_masks(run.masks)
     new, counts = {}, kept(run.masks)
     if all(n == run.masks[name].numel() for name, n in counts.items()):

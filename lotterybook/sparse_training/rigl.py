@@ -38,7 +38,7 @@ def _gradient_sizes(run: Run) -> dict[str, Tensor]:
 
 # %% ../../nbs/4_sparse_training/450_rigl.ipynb #export-rigl
 class RigL(MaskMover):
-    "Drop the smallest weights, grow where the gradient is largest. Evci et al. (2020), algorithm 1."
+    "Drop the smallest weights; grow where the gradient is largest. Evci et al. (2020), alg. 1."
     def __init__(self,
         every: int,            # steps between updates of the masks; ΔT in the paper, 100 there
         end: int,              # no update from here on; T_end, three quarters of the training
@@ -57,7 +57,7 @@ class RigL(MaskMover):
 class GradualPruning(Hook):
     "Begin dense, and remove the smallest weights little by little. Zhu & Gupta (2017), eq. 1."
     def __init__(self,
-        density: float,                  # share of the weights that is left from `end` on, in (0, 1)
+        density: float,                  # share of the weights left from `end` on, in (0, 1)
         start: int,                      # steps before pruning begins
         end: int,                        # the last pruning comes after so many steps
         every: int,                      # steps between prunings
