@@ -27,16 +27,33 @@ class Training:
         self.replicate, self.spent = Replicate(settings, seed), 0.
         self.steps, self.rate = self.replicate.steps, self.replicate.rate
         self.batch_size = self.replicate.recipe['batch_size']
+        self.objective  = self.replicate.objective
 
     def make_run(self, seed: int) -> Run:
         "An untrained network, of this seed."
         from lotterybook.tickets.rounds import first_run
         return first_run(self.replicate.make_run, seed)
 
+    def examples(self,
+        per_class: int, # of each class
+        seed: int,      # which ones
+    ) -> tuple:         # inputs and labels
+        "A batch for scores that look at data."
+        from lotterybook.foundations.randomness import rng
+        from lotterybook.sparse_training.grasp import balanced_rows
+        data = self.replicate.data
+        rows = balanced_rows(data.y_train, per_class, rng(seed, 'examples'))
+        return data.x_train[rows], data.y_train[rows]
+
     def cost(self, run: Run) -> int:
         "Multiply-adds of one input's forward pass; those of masked weights are left out."
         from lotterybook.pruning.multiply_adds import multiply_adds
         return sum(multiply_adds(run.net, self.replicate.data.input_shape, run.masks).values())
+
+    def cost_of_all(self, run: Run) -> int:
+        "The same without masks."
+        from lotterybook.pruning.multiply_adds import multiply_adds
+        return sum(multiply_adds(run.net, self.replicate.data.input_shape).values())
 
     def __call__(self,
         run: Run,                                  # trained in place, from `run.step` on
@@ -45,19 +62,23 @@ class Training:
         hooks: Iterable = (),                      # of the loop
     ) -> None:
         "Train, and count: a step costs three forward passes of its batch, under its masks."
-        self.replicate.train(run, end, lr, [_counter(self), *hooks])
+        self.replicate.train(run, end, lr, [_counter(self, hooks), *hooks])
 
-def _counter(train: Training) -> Hook:
+def _counter(train: Training, hooks: Iterable) -> Hook:
     "A hook that adds up what steps cost; before other hooks, which may change the masks."
     from lotterybook.foundations.running import Hook
+    from lotterybook.sparse_training.rigl import RigL
+    movers = [hook for hook in hooks if isinstance(hook, RigL)]
     class Counter(Hook):
         "The cost of a step is counted anew when the masks are others."
         writes = False
         held = cost = None
-        def after_step(self, run: Run) -> None:
-            "Add the cost of this step."
+        def on_gradient(self, run: Run) -> None:
+            "The cost of this step; where RigL looks, the gradient of all weights."
             if run.held is not self.held: self.held, self.cost = run.held, train.cost(run)
             train.spent += 3*train.batch_size*self.cost
+            if any(mover.fraction_at(run.step) for mover in movers):
+                train.spent += train.batch_size*(train.cost_of_all(run) - self.cost)
     return Counter()
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-run

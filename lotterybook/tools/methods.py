@@ -10,12 +10,15 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 from ..foundations.arguments import checked_name
+if TYPE_CHECKING: from lotterybook.foundations.running import Run
 
 # %% auto #0
-__all__ = ['METHODS', 'cut_to', 'rounds_to', 'dense', 'random_uniform', 'random_erk', 'magnitude_at_init', 'one_shot_ticket',
+__all__ = ['METHODS', 'cut_to', 'rounds_to', 'dense', 'pruned_before', 'random_run', 'random_uniform', 'random_erk',
+           'scores_before', 'magnitude_at_init', 'snip', 'iterated_snip', 'grasp', 'synflow', 'one_shot_ticket',
            'ticket', 'late_ticket', 'fine_tuning', 'learning_rate_rewinding', 'iterative_learning_rate_rewinding',
-           'early_bird', 'method']
+           'early_bird', 'set_erk', 'rigl_uniform', 'rigl_erk', 'gradual_pruning', 'method']
 
 # %% ../../nbs/8_tools/855_methods.ipynb #export-cuts
 def cut_to(
@@ -35,37 +38,93 @@ def rounds_to(
 
 # %% ../../nbs/8_tools/855_methods.ipynb #export-untrained
 def dense(make_run, train, density, seed):
-    "No pruning: the size of 100 %, whatever was asked for."
+    "No pruning; `density` is ignored."
     run = make_run(seed)
     train(run)
     return run
 
-def _random(make_run, train, density, seed, allocation):
-    "A random mask, trained from the start."
-    import torch
-    from lotterybook.foundations.randomness import rng
-    run, g = make_run(seed), rng(seed, 'random mask')
-    scores = {name: torch.rand(mask.shape, generator=g) for name, mask in run.masks.items()}
-    run.set_masks(allocation(scores, run.masks, 1 - density))
-    train(run)
+def pruned_before(
+    make_run: Callable,                  # as of any method
+    train: Callable,                     # as of any method
+    density: float,                      # share of the weights to be kept
+    seed: int,                           # of the network
+    score: Callable,                     # `score(net, masks, objective, batches)`
+    allocation: Callable | None = None,  # None: all layers together
+    rounds: int = 1,                     # cuts, each with new scores
+    data: bool = False,                  # does the score look at data?
+) -> Run:                                # not trained
+    "A run whose untrained network is pruned by a score."
+    from lotterybook.pruning.allocation import global_
+    from lotterybook.sparse_training.snip import prune_to
+    run = make_run(seed)
+    loss, batches = (train.objective, [train.examples(10, seed)]) if data else (None, [])
+    run.set_masks(prune_to(run.net, density, score, loss, batches, allocation or global_, rounds,
+                           run.masks))
     return run
+
+def random_run(
+    make_run: Callable,     # as of any method
+    train: Callable,        # as of any method
+    density: float,         # share of the weights to be kept
+    seed: int,              # of the network, and of the mask
+    allocation: Callable,   # `allocation(scores, masks, rate)`
+) -> Run:                   # not trained
+    "A run with a random mask."
+    from lotterybook.foundations.randomness import rng
+    from lotterybook.pruning.scores import random_scores
+    score = partial(random_scores, generator=rng(seed, 'random mask'))
+    return pruned_before(make_run, train, density, seed, score, allocation)
 
 def random_uniform(make_run, train, density, seed):
     "A random mask, the same share in each layer."
     from lotterybook.pruning.allocation import per_layer
-    return _random(make_run, train, density, seed, per_layer)
+    run = random_run(make_run, train, density, seed, per_layer)
+    train(run)
+    return run
 
 def random_erk(make_run, train, density, seed):
     "A random mask; small layers keep a larger share. Mocanu et al. (2018); Evci et al. (2020)."
     from lotterybook.pruning.allocation import erk
-    return _random(make_run, train, density, seed, erk)
+    run = random_run(make_run, train, density, seed, erk)
+    train(run)
+    return run
+
+def scores_before() -> dict[str, dict]:  # by method: score, rounds, data of `pruned_before`
+    "How the methods below score an untrained network."
+    from lotterybook.pruning.scores import magnitude
+    from lotterybook.sparse_training.grasp import grasp
+    from lotterybook.sparse_training.snip import snip
+    from lotterybook.sparse_training.synflow import synflow
+    return dict(magnitude_at_init=dict(score=magnitude), snip=dict(score=snip, data=True),
+                iterated_snip=dict(score=snip, data=True, rounds=100),
+                grasp=dict(score=grasp, data=True), synflow=dict(score=synflow, rounds=100,
+                                                                 data=True))
+
+def _by_score(name, make_run, train, density, seed):
+    "Prune by the score of this method, train."
+    run = pruned_before(make_run, train, density, seed, **scores_before()[name])
+    train(run)
+    return run
 
 def magnitude_at_init(make_run, train, density, seed):
     "The largest initial weights. Frankle et al. (2021)."
-    run = make_run(seed)
-    run.set_masks(cut_to(density)(run))
-    train(run)
-    return run
+    return _by_score('magnitude_at_init', make_run, train, density, seed)
+
+def snip(make_run, train, density, seed):
+    "One cut by the effect of each weight on the loss, |θ ∂L/∂θ|. Lee et al. (2019)."
+    return _by_score('snip', make_run, train, density, seed)
+
+def iterated_snip(make_run, train, density, seed):
+    "As `snip`, in a hundred cuts. De Jorge et al. (2021)."
+    return _by_score('iterated_snip', make_run, train, density, seed)
+
+def grasp(make_run, train, density, seed):
+    "One cut by the effect of each weight on the gradient. Wang et al. (2020)."
+    return _by_score('grasp', make_run, train, density, seed)
+
+def synflow(make_run, train, density, seed):
+    "A hundred cuts by the flow through each weight; of the data it sees the shape. Tanaka et al. (2020)."
+    return _by_score('synflow', make_run, train, density, seed)
 
 # %% ../../nbs/8_tools/855_methods.ipynb #export-tickets
 def _ticket(run, train, density, rounds):
@@ -126,10 +185,43 @@ def early_bird(make_run, train, density, seed):
     train(run)
     return run
 
+# %% ../../nbs/8_tools/855_methods.ipynb #export-during
+def _moving(make_run, train, density, seed, mover, allocation):
+    "A random mask that is moved while the network trains."
+    run = random_run(make_run, train, density, seed, allocation)
+    train(run, hooks=[mover(max(1, train.steps//100), round(.75*train.steps))])
+    return run
+
+def set_erk(make_run, train, density, seed):
+    "Drops the smallest weights, grows at random. Mocanu et al. (2018)."
+    from lotterybook.pruning.allocation import erk
+    from lotterybook.sparse_training.moving_masks import SET
+    return _moving(make_run, train, density, seed, SET, erk)
+
+def rigl_uniform(make_run, train, density, seed):
+    "As `rigl_erk`, the same share in each layer. Evci et al. (2020)."
+    from lotterybook.pruning.allocation import per_layer
+    from lotterybook.sparse_training.rigl import RigL
+    return _moving(make_run, train, density, seed, RigL, per_layer)
+
+def rigl_erk(make_run, train, density, seed):
+    "Drops the smallest weights, grows where the gradient is largest. Evci et al. (2020)."
+    from lotterybook.pruning.allocation import erk
+    from lotterybook.sparse_training.rigl import RigL
+    return _moving(make_run, train, density, seed, RigL, erk)
+
+def gradual_pruning(make_run, train, density, seed):
+    "The smallest weights go, little by little, until T/2. Zhu & Gupta (2017)."
+    from lotterybook.sparse_training.rigl import GradualPruning
+    run, every = make_run(seed), max(1, train.steps//100)
+    train(run, hooks=[GradualPruning(density, 0, train.steps//2, every)])
+    return run
+
 # %% ../../nbs/8_tools/855_methods.ipynb #export-methods
 METHODS: dict[str, Callable] = {f.__name__: f for f in (
     dense, random_uniform, random_erk, magnitude_at_init, one_shot_ticket, ticket, late_ticket,
-    fine_tuning, learning_rate_rewinding, iterative_learning_rate_rewinding, early_bird)}
+    fine_tuning, learning_rate_rewinding, iterative_learning_rate_rewinding, early_bird,
+    snip, iterated_snip, grasp, synflow, set_erk, rigl_uniform, rigl_erk, gradual_pruning)}
 
 # %% ../../nbs/8_tools/855_methods.ipynb #export-method
 def method(
