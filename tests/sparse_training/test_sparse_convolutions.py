@@ -1,6 +1,5 @@
 "Sparse convolutions: equal to PyTorch's, by whatever shape, mask, loop; and dense, and saying so, where they must be."
 import copy, io, pickle, warnings
-from contextlib import nullcontext
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
@@ -13,12 +12,14 @@ from lotterybook.foundations.running import Hook, Run, advance
 from lotterybook.foundations.training import classification, example_batches, train_run
 from lotterybook.pruning.allocation import global_
 from lotterybook.pruning.masked_training import keep_pruned
-from lotterybook.pruning.masks import apply_masks, full_masks
+from lotterybook.pruning.masks import apply_masks, full_masks, remaining
+from lotterybook.pruning.schedules import pruner
 from lotterybook.pruning.scores import magnitude
 from lotterybook.sparse_training import sparse_convolutions as module
 from lotterybook.sparse_training.snip import snip
 from lotterybook.sparse_training.sparse_convolutions import (
-    SparseConv2d, how_computed, sparse_convolutions, sparse_run)
+    how_computed, sparse_convolutions, sparse_run)
+from lotterybook.tickets.iterative import find_ticket
 torch.set_num_threads(1)
 
 @pytest.fixture
@@ -372,6 +373,21 @@ def test_another_loop(always):
             optimizer.step()
     moved = net.conv1b.weight != before
     assert moved[masks['conv1b.weight']].any() and not moved[~masks['conv1b.weight']].any()
+
+def test_a_search_changes_over_by_itself():
+    "Early rounds keep many weights and are dense, late ones are sparse; both searches keep as many."
+    kept, hows = {}, []
+    for sparse in (False, True):
+        def begin(seed):
+            net = small_vgg(digits.input_shape, seed=seed)
+            run = Run(net, torch.optim.Adam(net.parameters(), lr=1e-3), full_masks(net), seed)
+            return sparse_run(run) if sparse else run
+        def train(run):
+            train_run(run, digits, 3, 20, eval_every=3)
+            if sparse: hows.append(how_computed(run.net)['conv12.weight'].partition(':')[0])
+        found = find_ticket(begin, train, pruner(.6), rounds=2, progress=False)
+        kept[sparse] = [remaining(ticket.masks) for ticket in found]
+    assert kept[True] == kept[False] and hows == ['dense', 'dense', 'sparse']
 
 def test_layers_of_a_residual_network():
     "Convolutions of stride 2 are dense, and their neighbours are not."
