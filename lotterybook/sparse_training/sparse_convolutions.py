@@ -119,7 +119,7 @@ def _nonzero(w):
 
 # %% ../../nbs/4_sparse_training/480_sparse_convolutions.ipynb #export-compile
 def _register_tile():
-    "For Numba: `_TILE` floats on the stack, which nothing else points to; so they stay in registers."
+    "For Numba: `_TILE` floats to which nothing else points; so they stay in registers."
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils
@@ -211,15 +211,15 @@ class _SparseConvolution(torch.autograd.Function):
         "Gradients by x, weight and bias."
         (x, weight), (mask, plan, (padding, dilation), whole) = ctx.saved_tensors, ctx.rest
         def by_pytorch(needed):
-            return torch.ops.aten.convolution_backward(
-                delta, x, weight, [len(weight)], [1, 1], padding, dilation, False, [0, 0], 1, needed)
+            return torch.ops.aten.convolution_backward(delta, x, weight, [len(weight)], [1, 1],
+                                                       padding, dilation, False, [0, 0], 1, needed)
         if torch.is_grad_enabled():  # create_graph: differentiated again
             dx, dw, db = by_pytorch(ctx.needs_input_grad[:3])
             return dx, dw if whole or dw is None else dw*mask, db, None, None, None, None
-        dx, db = torch.empty_like(x, memory_format=torch.contiguous_format), x.new_zeros(len(weight))
+        dx, db = torch.empty(x.shape), torch.zeros(len(weight))
         v, by_column = _flat(weight)[plan.where][plan.back], np.zeros(len(plan.where), np.float32)
-        _kernels().backward(x.detach().contiguous().numpy(), delta.contiguous().numpy(), plan.back_ends,
-                            plan.back_shift, v, dx.numpy(), by_column, db.numpy(),
+        _kernels().backward(x.detach().contiguous().numpy(), delta.contiguous().numpy(),
+                            plan.back_ends, plan.back_shift, v, dx.numpy(), by_column, db.numpy(),
                             plan.first[1], plan.group, plan.grid)
         if whole: dw = by_pytorch([False, True, False])[1]
         else:
@@ -247,7 +247,8 @@ class SparseConv2d(nn.Conv2d):
     def _unfit(self, x: Tensor) -> str:
         "What the kernels cannot do, in words; '' if they can."
         plain = dict(stride=(1, 1), groups=1, padding_mode='zeros')
-        odd   = [f'{key}={getattr(self, key)!r}' for key in plain if getattr(self, key) != plain[key]]
+        have  = {key: getattr(self, key) for key in plain}
+        odd   = [f'{key}={have[key]!r}' for key in plain if have[key] != plain[key]]
         if isinstance(self.padding, str): odd.append(f'padding={self.padding!r}')
         elif any(p > (k - 1)*d for p, k, d in zip(self.padding, self.kernel_size, self.dilation)):
             odd.append(f'padding={self.padding} for a kernel of {self.kernel_size}')
@@ -293,7 +294,7 @@ class SparseConv2d(nn.Conv2d):
 
 # %% ../../nbs/4_sparse_training/480_sparse_convolutions.ipynb #export-pool
 def _pool(x, out, which):
-    "The largest of each 2×2 pixels, and which it is; as in PyTorch the first of equal ones, or nan."
+    "The largest of 2×2 pixels, and which it is: of equal ones the first; nan, if there is one."
     for n in range(x.shape[0]):
         for i in range(out.shape[1]):
             a, b, o, w = x[n, 2*i], x[n, 2*i + 1], out[n, i], which[n, i]
@@ -351,8 +352,9 @@ class _MaxPool(nn.MaxPool2d):
 
 def _is_pool(layer):
     "Whether `_MaxPool` may stand for it."
-    two = all(v in (2, (2, 2)) for v in (layer.kernel_size, layer.stride))
-    return two and not (layer.padding or layer.return_indices or layer.ceil_mode) and layer.dilation == 1
+    two   = all(value in (2, (2, 2)) for value in (layer.kernel_size, layer.stride))
+    plain = layer.dilation == 1 and not (layer.padding or layer.return_indices or layer.ceil_mode)
+    return two and plain
 
 # %% ../../nbs/4_sparse_training/480_sparse_convolutions.ipynb #export-convert
 def sparse_convolutions(
