@@ -216,14 +216,14 @@ class _SparseConvolution(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph: differentiated again
             dx, dw, db = by_pytorch(ctx.needs_input_grad[:3])
             return dx, dw if whole or dw is None else dw*mask, db, None, None, None, None
-        dx, db = torch.empty(x.shape), torch.zeros(len(weight))
+        dx, db = x.new_empty(x.shape), x.new_zeros(len(weight))
         v, by_column = _flat(weight)[plan.where][plan.back], np.zeros(len(plan.where), np.float32)
         _kernels().backward(x.detach().contiguous().numpy(), delta.contiguous().numpy(),
                             plan.back_ends, plan.back_shift, v, dx.numpy(), by_column, db.numpy(),
                             plan.first[1], plan.group, plan.grid)
         if whole: dw = by_pytorch([False, True, False])[1]
         else:
-            dw, by_row = torch.zeros(weight.shape), np.empty_like(by_column)
+            dw, by_row = x.new_zeros(weight.shape), np.empty_like(by_column)
             by_row[plan.back] = by_column
             dw.view(-1).numpy()[plan.where] = by_row
         return dx, dw, db if ctx.needs_input_grad[2] else None, None, None, None, None
@@ -326,7 +326,7 @@ class _PoolFunction(torch.autograd.Function):
     def forward(ctx, x):
         ctx.shape  = x.shape
         ctx.which  = x.new_empty(*x.shape[:2], x.shape[2]//2, x.shape[3]//2, dtype=torch.uint8)
-        out = torch.empty(ctx.which.shape)
+        out = x.new_empty(ctx.which.shape)
         _kernels().pool(_planes(x), _planes(out), _planes(ctx.which))
         return out
 
@@ -336,7 +336,7 @@ class _PoolFunction(torch.autograd.Function):
             each = torch.stack([delta*(ctx.which == i) for i in range(4)], 2)
             odd  = 0, ctx.shape[3] % 2, 0, ctx.shape[2] % 2
             return F.pad(F.pixel_shuffle(each.flatten(1, 2), 2), odd)
-        dx = torch.zeros(ctx.shape)
+        dx = delta.new_zeros(ctx.shape)
         _kernels().unpool(_planes(delta.contiguous()), _planes(ctx.which), _planes(dx))
         return dx
 

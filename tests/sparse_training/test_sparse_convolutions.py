@@ -197,6 +197,16 @@ def test_pruned_weights_that_are_not_zero():
     assert_close(ours(x), layer(x), rtol=1e-4, atol=1e-5)
     assert how_computed(ours) == {'weight': 'sparse'}
 
+def test_another_default_dtype(always):
+    mask = random_mask(4, 4, 3, 3)
+    net  = nn.Sequential(conv(mask), nn.MaxPool2d(2))
+    x = torch.randn(2, 4, 9, 9)
+    want = gradients(net, x)
+    torch.set_default_dtype(torch.float64)
+    try: have = gradients(sparse_convolutions(net, {'0.weight': mask}), x, torch.randn(want[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32))
+    finally: torch.set_default_dtype(torch.float32)
+    for i, (a, b) in enumerate(zip(have, want)): assert_close(a, b*mask if i == 2 else b, rtol=1e-4, atol=1e-4)
+
 def test_wrong_inputs_meet_the_error_of_pytorch():
     mask = random_mask(4, 4, 3, 3)
     ours = sparse_convolutions(conv(mask), {'weight': mask})
