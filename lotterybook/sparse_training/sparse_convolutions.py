@@ -336,7 +336,8 @@ class _PoolFunction(torch.autograd.Function):
             each = torch.stack([delta*(ctx.which == i) for i in range(4)], 2)
             odd  = 0, ctx.shape[3] % 2, 0, ctx.shape[2] % 2
             return F.pad(F.pixel_shuffle(each.flatten(1, 2), 2), odd)
-        dx = delta.new_zeros(ctx.shape)
+        odd = ctx.shape[2] % 2 or ctx.shape[3] % 2  # a row or column that no maximum is from
+        dx  = delta.new_zeros(ctx.shape) if odd else delta.new_empty(ctx.shape)
         _kernels().unpool(_planes(delta.contiguous()), _planes(ctx.which), _planes(dx))
         return dx
 
