@@ -89,6 +89,7 @@ def random_erk(make_run, train, density, seed):
     train(run)
     return run
 
+# %% ../../nbs/8_tools/855_methods.ipynb #export-scores
 def scores_before() -> dict[str, dict]:  # by method: score, rounds, data of `pruned_before`
     "How the methods below score an untrained network."
     from lotterybook.pruning.scores import magnitude
