@@ -61,6 +61,7 @@ class FiniteLoss(Hook):
         end: int | None = None,  # check after this step, too
     ):
         self.every, self.end = checked_size(every, 'every'), end
+    def reads(self, run: Run) -> bool: return False
     def after_step(self, run: Run) -> None:
         "Check the losses since the last check."
         losses = losses_due(run, self.every, self.end)
@@ -81,6 +82,7 @@ class ShowProgress(Hook):
         every: int = 1,               # steps between moves
     ):
         self.bar, self.every = bar, every
+    def reads(self, run: Run) -> bool: return False
     def after_step(self, run: Run) -> None:
         if self.bar and (run.step % self.every == 0 or run.step == self.bar.total):
             self.bar.update(run.step - self.bar.n)

@@ -232,6 +232,9 @@ class Run:
 class Hook:
     "Three moments of a step. A hook keeps no state of its own: that goes into `run.extra`."
     writes = True  # might it write weights? False lets a search rely on PyTorch's count of writes
+    def reads(self, run: Run) -> bool:
+        "Will `after_step` of the coming step look at weights or the optimizer? If unsure, yes."
+        return type(self).after_step is not Hook.after_step
     def on_gradient(self, run: Run) -> None: "All gradients are there, those of pruned weights too."
     def before_step(self, run: Run) -> None: "The gradient is masked: clip it, set the rate."
     def after_step(self, run: Run) -> None: "`run.step` steps are taken: measure, or stop."
@@ -271,7 +274,9 @@ def advance(
             run.step += 1
             for hook in hooks: hook.after_step(run)
             if run.stopped or run.step >= end: return run
-    finally: run.batch = None
+    finally:
+        run.batch = None
+        if hasattr(step, 'finish'): step.finish(run)  # a step that keeps weights elsewhere
     raise ValueError(f'batches({run.step}, {end}) ended early: it must give a batch a step')
 
 # %% ../../nbs/7_foundations/742_running.ipynb #export-seeded

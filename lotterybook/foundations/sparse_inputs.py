@@ -106,11 +106,13 @@ def _checked_cache(function):
     return kept
 
 def compiled(
-    function: Callable,  # of plain loops over NumPy arrays
-) -> Callable:           # the same, compiled at its first call and kept on disk where it can be
-    "Compiled by Numba, or ImportError. a*b + c may be rounded once; nothing is reordered."
+    function: Callable,    # of plain loops over NumPy arrays
+    reorder: bool = False, # may sums be added in another order? Always the same on one processor
+) -> Callable:             # the same, compiled at its first call and kept on disk where it can be
+    "Compiled by Numba, or ImportError. a*b + c may be rounded once; else only sums may differ."
     from numba import njit
-    kernel = njit(fastmath={'contract'}, error_model='numpy')(function)
+    loose  = {'contract', 'reassoc', 'nsz'} if reorder else {'contract'}
+    kernel = njit(fastmath=loose, error_model='numpy')(function)
     with suppress(Exception):  # no folder to keep it in, another Numba: compiled in every process
         kernel._cache = _checked_cache(function)
     return kernel

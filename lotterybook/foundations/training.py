@@ -11,19 +11,22 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .arguments import checked_size, plain
 from .checkpoints import advance_kept, snapshot, training_settings
+from .compiled_steps import CompiledStep
 from .data import Splits, check_splits
 from .fast_steps import FusedAdam, flushed_denormals
 from .files import folder_lock
 from .hooks import FiniteLoss, LearningRate, ShowProgress
 from .progress import progress_bar
 from .randomness import kept_generators, rng
-from .running import Batches, Hook, Masks, Objective, Run, seeded, unwrapped
+from .running import (
+    Batches, Hook, Masks, Objective, Run, seeded, take_step, unwrapped)
 
 # %% ../../nbs/7_foundations/750_training.ipynb #export-batches
 def batch_order(
@@ -114,6 +117,10 @@ class Validate(Hook):
         self.measure, self.every = measure, checked_size(every, 'every')
         self.end, self.patience = end, patience
 
+    def reads(self, run: Run) -> bool:
+        "Does the coming step end with a validation?"
+        return (run.step + 1) % self.every == 0 or run.step + 1 == self.end or run.stopped
+
     def after_step(self, run: Run) -> None:
         "Measure; keep the weights if the loss is the smallest so far."
         if run.step % self.every and run.step != self.end and not run.stopped: return
@@ -132,10 +139,12 @@ class Validate(Hook):
 
 def validation(
     data: Splits,  # on the device of the network
+    fast: Callable = lambda net, x, y: None, # loss and accuracy; None where it cannot: `evaluate`
 ) -> Callable[[nn.Module], dict]:
     "What `Validate` measures of a classifier: `validation_loss` (nats) and `validation_accuracy`."
     def measure(net):
-        loss, accuracy = evaluate(net, data.x_validation, data.y_validation)
+        given = net, data.x_validation, data.y_validation
+        loss, accuracy = fast(*given) or evaluate(*given)
         return dict(validation_loss=loss, validation_accuracy=accuracy)
     return measure
 
@@ -145,6 +154,7 @@ def classification(
 ) -> Objective:                       # of pairs of inputs and labels
     "The objective of a classifier."
     def objective(net, batch): return loss(net(batch[0]), batch[1])
+    objective.loss = loss  # a compiled step asks which
     return objective
 
 def train_run(
@@ -162,6 +172,7 @@ def train_run(
     settings: dict | None = None,          # more that would change the result, such as a loss
     save_every: int = 5000,                # steps between writes
     progress: bool = False,                # show a bar
+    step: Callable | None = None,          # as for `advance`; None: `take_step`
 ) -> dict: # stop_step, stop_accuracy, end_accuracy, train_accuracy, stop_loss (nats), history
     "Train a classifier; early stop by validation, test data last. Frankle & Carbin (2019), §2."
     if checked_size(steps, 'steps') <= run.step:
@@ -181,12 +192,17 @@ def train_run(
     with flushed_denormals(), kept_generators(), \
          progress_bar(steps, progress, unit='step', initial=run.step) as bar:
         rate    = [LearningRate(lambda run: lr(run.step))] if lr else []
+        by_rows = isinstance(step, CompiledStep) and not augment
+        if by_rows and step.data.x_train is not data.x_train:
+            raise ValueError('the compiled step has other training data than this run')
+        measure = validation(data, step.evaluate) if by_rows else validation(data)
         hooks   = [*rate, FiniteLoss(eval_every, steps), *hooks,
-                   Validate(validation(data), eval_every, steps), ShowProgress(bar, eval_every)]
-        batches = example_batches(data.x_train, data.y_train, batch_size, run.seed)
+                   Validate(measure, eval_every, steps), ShowProgress(bar, eval_every)]
+        batches = (partial(batch_order, len(data.x_train), batch_size, run.seed) if by_rows else
+                   example_batches(data.x_train, data.y_train, batch_size, run.seed))
         if augment: batches = augment(batches, run.seed)
         advance_kept(run, classification(loss), seeded(batches, run.seed), steps, hooks,
-                     file=file, settings=mark, every=save_every)
+                     step or take_step, file=file, settings=mark, every=save_every)
         return _outcome(net, data, run)
 
 def _outcome(net: nn.Module, data: Splits, run: Run) -> dict:

@@ -148,6 +148,7 @@ class _CountSteps(Hook):
     "Append a byte every so many steps to a file of all processes; its size counts the steps."
     writes = False
     def __init__(self, file: Path, every: int): self.file, self.every = file, every
+    def reads(self, run: Run) -> bool: return False
     def after_step(self, run: Run) -> None:
         "Count this step if it is one of those counted."
         if run.step % self.every: return
@@ -160,6 +161,7 @@ class _StopUnwanted(Hook):
     "End a training that nobody waits for: on a cluster whose client has gone."
     writes = False
     def __init__(self, every: int): self.every = every
+    def reads(self, run: Run) -> bool: return False
     def after_step(self, run: Run) -> None:
         "Ask every so many steps."
         if run.step % self.every == 0 and not wanted(): raise CancelledError('nobody waits')
