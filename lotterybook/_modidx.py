@@ -135,6 +135,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                         'lotterybook/foundations/compiled_steps.py'),
                                                         'lotterybook.foundations.compiled_steps._linear_layers': ( '7_foundations/compiled_steps.html#_linear_layers',
                                                                                                                    'lotterybook/foundations/compiled_steps.py'),
+                                                        'lotterybook.foundations.compiled_steps._list_pixels': ( '7_foundations/compiled_steps.html#_list_pixels',
+                                                                                                                 'lotterybook/foundations/compiled_steps.py'),
                                                         'lotterybook.foundations.compiled_steps._one_lane': ( '7_foundations/compiled_steps.html#_one_lane',
                                                                                                               'lotterybook/foundations/compiled_steps.py'),
                                                         'lotterybook.foundations.compiled_steps._rows_adam': ( '7_foundations/compiled_steps.html#_rows_adam',

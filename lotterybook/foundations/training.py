@@ -181,7 +181,7 @@ def train_run(
         checked_size(size, name)
     check_splits(data)
     if not run.optimizer: raise ValueError('this run has no optimizer: write Run(net, optimizer)')
-    device = device or next(run.net.parameters()).device
+    device = torch.device(device or next(run.net.parameters()).device)
     data, net = data.to(device), run.net.to(device).train()
     run.optimizer.load_state_dict(run.optimizer.state_dict())  # its state to the weights' device
     rates = map(lr, range(steps)) if lr else ()
@@ -192,7 +192,7 @@ def train_run(
     with flushed_denormals(), kept_generators(), \
          progress_bar(steps, progress, unit='step', initial=run.step) as bar:
         rate    = [LearningRate(lambda run: lr(run.step))] if lr else []
-        by_rows = isinstance(step, CompiledStep) and not augment
+        by_rows = isinstance(step, CompiledStep) and not augment and device.type == 'cpu'
         if by_rows and step.data.x_train is not data.x_train:
             raise ValueError('the compiled step has other training data than this run')
         measure = validation(data, step.evaluate) if by_rows else validation(data)
