@@ -1574,6 +1574,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                                           'lotterybook/sparse_training/sparse_convolutions.py'),
                                                                  'lotterybook.sparse_training.sparse_convolutions.sparse_run': ( '4_sparse_training/sparse_convolutions.html#sparse_run',
                                                                                                                                  'lotterybook/sparse_training/sparse_convolutions.py')},
+            'lotterybook.sparse_training.sparse_steps': { 'lotterybook.sparse_training.sparse_steps.train_sparse': ( '4_sparse_training/sparse_steps.html#train_sparse',
+                                                                                                                     'lotterybook/sparse_training/sparse_steps.py')},
             'lotterybook.sparse_training.synflow': { 'lotterybook.sparse_training.synflow._input_of_ones': ( '4_sparse_training/synflow.html#_input_of_ones',
                                                                                                              'lotterybook/sparse_training/synflow.py'),
                                                      'lotterybook.sparse_training.synflow._made_positive': ( '4_sparse_training/synflow.html#_made_positive',

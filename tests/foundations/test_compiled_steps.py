@@ -13,7 +13,7 @@ from lotterybook.foundations.data import from_tensors, load
 from lotterybook.foundations.fast_steps import FusedAdam
 from lotterybook.foundations.hooks import ClipGradient, FiniteLoss, LearningRate
 from lotterybook.foundations.networks import lenet
-from lotterybook.foundations.running import Hook, Run, advance, take_step
+from lotterybook.foundations.running import Hook, Run, advance
 from lotterybook.foundations.sparse_inputs import SparseInputLinear
 from lotterybook.foundations.training import (
     batch_order, classification, evaluate, example_batches, train_run)
