@@ -230,6 +230,8 @@ class _KeptWeights:
                                                            np.float32))
         self.h = _aligned(np.zeros((self.inputs + units, LANES), np.float32))
         self.d = _aligned(np.zeros((units, LANES), np.float32))
+        self.bias, self.bias_g = (o[self.kept:self.kept + units] for o in (self.p, self.g))
+        self.logits, self.last = self.h[-self.classes:], self.d[-self.classes:]
         self.parts, end = [], 0  # of the network, and of our arrays
         for param, place in [*weights, *((o.bias, slice(None)) for o in layers.values())]:
             size = param.numel() if isinstance(place, slice) else len(place)
@@ -258,20 +260,20 @@ class _KeptWeights:
         "Logits `(classes, 64)` of at most 64 examples."
         found, _ = _kernels().gather(*lists, rows, self.h, self.inputs)
         if not found: raise IndexError(f'there are {len(lists.start) - 1} examples, not {rows}')
-        bias = self.p[self.kept:self.kept + len(self.d)]
-        _kernels().forward(self.ptr, self.source, self.p, bias, self.h, self.inputs, self.classes)
-        return self.h[-self.classes:]
+        _kernels().forward(self.ptr, self.source, self.p, self.bias, self.h, self.inputs,
+                           self.classes)
+        return self.logits
 
     def step(self, lists: PixelLists, labels: np.ndarray, rows: np.ndarray, rates: tuple) -> float:
         "One step on a batch; 64 examples at a time."
-        loops, total, last = _kernels(), 0., self.d[-self.classes:]
-        bias_g = self.g[self.kept:self.kept + len(self.d)]
+        loops, total = _kernels(), 0.
         self.g[:] = 0
         for k in range(0, len(rows), LANES):
             part   = rows[k:k + LANES]
-            total += loops.entropy(self.forward(lists, part), labels[part], len(rows), last)
+            total += loops.entropy(self.forward(lists, part), labels[part], len(rows),
+                                  self.last)
             loops.backward(self.ptr, self.source, self.out_ptr, self.out_unit, self.out_weight,
-                           self.p, self.h, self.d, self.g, bias_g, self.inputs, self.classes)
+                           self.p, self.h, self.d, self.g, self.bias_g, self.inputs, self.classes)
         self.t += 1
         loops.adam(self.p, self.g, self.m, self.v, *rates, self.t)
         return total
@@ -385,7 +387,8 @@ class _AllWeights:
     def _first_layer(self, lists, rows, d, rates) -> None:
         "Its gradient and Adam's step, pixel by pixel."
         lit = int((lists.start[rows + 1] - lists.start[rows]).sum())
-        if lit > len(self.lit): self.example, self.lit = np.zeros(lit, np.int64), np.zeros(lit, np.float32)
+        if lit > len(self.lit):
+            self.example, self.lit = np.zeros(lit, np.int64), np.zeros(lit, np.float32)
         _kernels().by_pixel(*lists, rows, self.end, self.example, self.lit)
         _kernels().rows_adam(self.end, self.example, self.lit, d, self.keep, *self.first, self.g,
                              *rates, self.t)
@@ -421,7 +424,8 @@ def _why_layers(net: nn.Module, layers: dict[str, nn.Linear]) -> str:
 
 def _why_optimizer(optimizer: Optimizer, weights: list[nn.Parameter]) -> str:
     "Why the optimizer's step is not that of our loops."
-    if type(optimizer) not in (Adam, FusedAdam): return f'the optimizer is {type(optimizer).__name__}'
+    kind = type(optimizer)
+    if kind not in (Adam, FusedAdam): return f'the optimizer is {kind.__name__}'
     if len(optimizer.param_groups) > 1: return 'the optimizer has groups of weights'
     group = optimizer.param_groups[0]
     if {id(p) for p in group['params']} != {id(p) for p in weights}:
@@ -457,7 +461,8 @@ def why_usual(
     flat = x.dim() == 2 or type(next(run.net.children())) is nn.Flatten
     if not flat or x[0].numel() != first.in_features or first.in_features > 2**16:
         return 'inputs do not fit the first layer'
-    if x.device.type != 'cpu' or x.dtype != torch.float32: return 'inputs are not float32 on the CPU'
+    if x.device.type != 'cpu' or x.dtype != torch.float32:
+        return 'inputs are not float32 on the CPU'
     if y.min() < 0 or y.max() >= last.out_features: return 'labels do not fit the last layer'
     if torch.is_autocast_enabled('cpu'): return 'products have another precision (autocast)'
     return '' if _kernels() else 'Numba is missing'
@@ -555,7 +560,7 @@ class CompiledStep:
         y: Tensor,      # labels `(n,)`
     ) -> tuple[float, float] | None: # loss in nats, accuracy; None: our loops do not hold this net
         "Loss and accuracy by the kept weights of a sparse step."
-        if not (self.current and net is self.net and isinstance(self.way, _KeptWeights)): return None
+        if not self.current or net is not self.net or isinstance(self.way, _AllWeights): return None
         lists, rows = lit_pixels(x), np.arange(len(x))
         logits = torch.empty(len(x), self.way.classes)
         for k in range(0, len(x), LANES):
