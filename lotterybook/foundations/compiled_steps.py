@@ -515,12 +515,14 @@ class CompiledStep:
 
     def _let_read(self, run: Run, reading: list[Hook]) -> None:
         "Make the network and the optimizer true for hooks that read them."
-        self._store(run)
+        self.store(run)
         run.batch = self._pair(run.batch)
         if any(hook.writes for hook in reading): self.current = False
 
-    def _store(self, run: Run) -> None:
-        "Put weights and moments back."
+    def store(self,
+        run: Run,  # of the steps before
+    ) -> None:
+        "Put weights and moments back, if they are newer than those of the network."
         if self.ahead: self.way.store(run.optimizer)
         self.ahead = False
 
@@ -528,8 +530,8 @@ class CompiledStep:
         run: Run,  # of the steps before
     ) -> None:
         "`advance` ends here: the network and the optimizer are as if trained in the usual way."
-        self._store(run)
-        self.of, self.current = (), False
+        self.store(run)
+        self.of, self.current, run.keeper = (), False, None
 
     def _begin(self, run: Run, objective: Objective, hooks: Iterable[Hook]) -> None:
         "At a first step, or with new masks or hooks: choose the way."
@@ -548,7 +550,7 @@ class CompiledStep:
         below  = self.crossover if self.crossover is not None else .3 if dense else .8
         if kept >= below and not dense: return
         self.way = (_KeptWeights if kept < below else _AllWeights)(run, layers)
-        self.net = run.net
+        self.net, run.keeper = run.net, self
         self.lists, self.labels = lit_pixels(self.data.x_train), self.data.y_train.numpy()
         self.setting = [o for o in hooks if type(o).before_step is not Hook.before_step]
         self.unsure  = [o for o in hooks if _is_unsure(type(o))]

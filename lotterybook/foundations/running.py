@@ -178,6 +178,7 @@ class Run:
         self.trusted = False                # does no hook of the step write weights?
         self.round: int = 0                 # of a search
         self.file: Path | None = None       # where a search would keep the state of this training
+        self.keeper: Any = None             # a step that keeps newer weights elsewhere
         self.set_masks(masks or {})
         groups = optimizer.param_groups if optimizer else ()
         theirs = {id(p) for group in groups for p in group['params']}
@@ -199,10 +200,15 @@ class Run:
         "Clear the optimizer's state: no momentum, no moments."
         if self.optimizer: self.optimizer.state.clear()
 
+    def catch_up(self) -> None:
+        "Bring the network and the optimizer up to date, if a step keeps their numbers elsewhere."
+        if self.keeper: self.keeper.store(self)
+
     def state_dict(self,
         copy: bool = True,  # False: the tensors themselves, to be written immediately
     ) -> dict:              # tensors and plain values
         "Weights, all buffers, the optimizer's state, masks, `rows` and `extra`."
+        self.catch_up()
         state = dict(step=self.step, stopped=self.stopped, rows=self.rows, extra=self.extra,
                      masks=self.masks, net=self.net.state_dict(),
                      buffers=dict(self.net.named_buffers()),
@@ -233,7 +239,7 @@ class Hook:
     "Three moments of a step. A hook keeps no state of its own: that goes into `run.extra`."
     writes = True  # might it write weights? False lets a search rely on PyTorch's count of writes
     def reads(self, run: Run) -> bool:
-        "Will `after_step` of the coming step look at weights or the optimizer? If unsure, yes."
+        "Will `after_step` of the coming step look at weights, and not ask `run.catch_up()` first?"
         return type(self).after_step is not Hook.after_step
     def on_gradient(self, run: Run) -> None: "All gradients are there, those of pruned weights too."
     def before_step(self, run: Run) -> None: "The gradient is masked: clip it, set the rate."

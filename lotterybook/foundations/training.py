@@ -117,13 +117,12 @@ class Validate(Hook):
         self.measure, self.every = measure, checked_size(every, 'every')
         self.end, self.patience = end, patience
 
-    def reads(self, run: Run) -> bool:
-        "Does the coming step end with a validation?"
-        return (run.step + 1) % self.every == 0 or run.step + 1 == self.end or run.stopped
+    def reads(self, run: Run) -> bool: return False  # without `catch_up`
 
     def after_step(self, run: Run) -> None:
         "Measure; keep the weights if the loss is the smallest so far."
         if run.step % self.every and run.step != self.end and not run.stopped: return
+        run.catch_up()
         with evaluating(run.net), torch.no_grad():
             row = plain(self.measure(run.net), 'what is measured')
         loss, best = row['validation_loss'], run.extra.get('best')

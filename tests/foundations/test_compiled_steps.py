@@ -196,6 +196,33 @@ def test_a_hook_stops_the_run():
     assert fast.step == 7
     check_same(fast, usual)
 
+class StopUnseen(Hook):
+    "Ends the run, and reads no weights."
+    writes = False
+    def reads(self, run): return False
+    def after_step(self, run): run.stopped = run.step == 7
+
+@pytest.mark.parametrize('density', (.1, 1))
+def test_a_stop_that_nobody_saw_coming(density):
+    "Validation keeps the weights of this step, not those of the last validation."
+    run = make(density)
+    train_run(run, digits, 20, eval_every=5, hooks=[StopUnseen()], step=CompiledStep(digits))
+    assert run.step == 7 and run.keeper is None
+    assert run.rows[-1]['step'] == 7 and run.extra['best']['step'] == 7
+    for name, p in run.net.state_dict().items(): assert run.extra['best']['weights'][name].equal(p)
+
+def test_the_state_of_a_run_in_the_middle():
+    states = []
+    class Keep(Hook):
+        writes = False
+        def reads(self, run): return False
+        def after_step(self, run): states.append(run.state_dict())
+    fast, usual, _ = both(3, hooks=lambda: [Keep()])
+    for a, b in zip(states[:3], states[3:]):
+        for name, p in a['net'].items(): torch.testing.assert_close(p, b['net'][name])
+        for i, memory in b['optimizer']['state'].items():
+            for key, m in memory.items(): torch.testing.assert_close(a['optimizer']['state'][i][key], m)
+
 class Killed(Exception): pass
 
 class Kill(Hook):
