@@ -143,6 +143,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                'lotterybook/foundations/compiled_steps.py'),
                                                         'lotterybook.foundations.compiled_steps._rows_forward': ( '7_foundations/compiled_steps.html#_rows_forward',
                                                                                                                   'lotterybook/foundations/compiled_steps.py'),
+                                                        'lotterybook.foundations.compiled_steps._unit_lists': ( '7_foundations/compiled_steps.html#_unit_lists',
+                                                                                                                'lotterybook/foundations/compiled_steps.py'),
                                                         'lotterybook.foundations.compiled_steps._why_layers': ( '7_foundations/compiled_steps.html#_why_layers',
                                                                                                                 'lotterybook/foundations/compiled_steps.py'),
                                                         'lotterybook.foundations.compiled_steps._why_optimizer': ( '7_foundations/compiled_steps.html#_why_optimizer',

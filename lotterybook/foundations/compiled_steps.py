@@ -201,39 +201,42 @@ def _adam_state(optimizer: Optimizer, p: nn.Parameter) -> dict:
     return state
 
 # %% ../../nbs/7_foundations/749_compiled_steps.ipynb #export-sparse
+def _unit_lists(run: Run, layers: dict[str, nn.Linear]) -> tuple:
+    "Of all kept weights, unit by unit: counts, sources, and weight by layer with its places."
+    counts, sources, places, below = [], [], [], 0
+    for name, layer in layers.items():
+        mask = run.masks.get(f'{name}.weight')
+        kept = np.ones(layer.weight.shape, bool) if mask is None else mask.cpu().numpy()
+        unit, source  = np.nonzero(kept)
+        across, along = layer.weight.stride()
+        counts.append(np.bincount(unit, minlength=len(kept)))
+        sources.append(below + source)
+        places.append((layer.weight, unit*across + source*along))
+        below += kept.shape[1]
+    return np.concatenate(counts), np.concatenate(sources), places
+
 class _KeptWeights:
     "Kept weights and biases side by side, Adam's moments, and where they stand in the network."
     def __init__(self, run: Run, layers: dict[str, nn.Linear]):
-        weights, sources, counts, below = [], [], [], 0
-        for name, layer in layers.items():
-            mask = run.masks.get(f'{name}.weight')
-            kept = np.ones(layer.weight.shape, bool) if mask is None else mask.cpu().numpy()
-            unit, source = np.nonzero(kept)                    # unit by unit
-            across, along = layer.weight.stride()
-            weights.append((layer.weight, unit*across + source*along))
-            sources.append(below + source)
-            counts.append(np.bincount(unit, minlength=len(kept)))
-            below += kept.shape[1]
-        counts, source = np.concatenate(counts), np.concatenate(sources)
-        units, self.kept = len(counts), len(source)
-        self.inputs  = next(iter(layers.values())).in_features
-        self.classes = layer.out_features
-        self.ptr     = np.concatenate([[0], counts.cumsum()])
-        self.source  = _aligned(source.astype(np.uint32))
-        out    = np.argsort(source, kind='stable')             # the same weights by their source
-        out    = out[source[out] >= self.inputs]
-        leave  = np.bincount(source[out] - self.inputs, minlength=units)
+        counts, source, places = _unit_lists(run, layers)
+        in_order, units, self.kept = list(layers.values()), len(counts), len(source)
+        self.inputs, self.classes  = in_order[0].in_features, in_order[-1].out_features
+        self.ptr    = np.concatenate([[0], counts.cumsum()])
+        self.source = _aligned(source.astype(np.uint32))
+        out   = np.argsort(source, kind='stable')     # the same weights, by their source
+        out   = out[source[out] >= self.inputs]
+        leave = np.bincount(source[out] - self.inputs, minlength=units)
         self.out_ptr    = np.concatenate([[0], leave.cumsum()])
         self.out_unit   = _aligned(np.repeat(np.arange(units), counts)[out].astype(np.uint32))
         self.out_weight = _aligned(out.astype(np.uint32))
-        self.p, self.g, self.m, self.v = _aligned(np.zeros((4, -(-(self.kept + units)//16)*16),
-                                                           np.float32))
+        whole = -(-(self.kept + units)//16)*16        # whole cache lines
+        self.p, self.g, self.m, self.v = _aligned(np.zeros((4, whole), np.float32))
         self.h = _aligned(np.zeros((self.inputs + units, LANES), np.float32))
         self.d = _aligned(np.zeros((units, LANES), np.float32))
         self.bias, self.bias_g = (o[self.kept:self.kept + units] for o in (self.p, self.g))
         self.logits, self.last = self.h[-self.classes:], self.d[-self.classes:]
-        self.parts, end = [], 0  # of the network, and of our arrays
-        for param, place in [*weights, *((o.bias, slice(None)) for o in layers.values())]:
+        self.parts, end = [], 0                       # of the network, and of our arrays
+        for param, place in [*places, *((o.bias, slice(None)) for o in layers.values())]:
             size = param.numel() if isinstance(place, slice) else len(place)
             self.parts.append((param, place, slice(end, end + size)))
             end += size
