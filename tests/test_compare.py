@@ -6,6 +6,7 @@ from lotterybook.foundations.running import Hook
 from lotterybook.pruning.allocation import per_layer
 from lotterybook.tools.compare import Training, compare, compare_settings, comparison_text, measured
 from lotterybook.tools.methods import METHODS, cut_to, method
+from lotterybook.tools.sanity_checks import checked
 from lotterybook.tools.command_line import main
 
 torch.set_num_threads(1)
@@ -16,7 +17,7 @@ def spent(name, density=.1, **more): return measured(dict(method=name, density=d
 
 @pytest.mark.parametrize('name, cost', [  # in dense trainings: the search, then the last training
     ('dense', 1), ('random_uniform', .1), ('random_erk', .1), ('magnitude_at_init', .1), ('one_shot_ticket', 1.1),
-    ('fine_tuning', 1.1), ('learning_rate_rewinding', 1.1)])
+    ('fine_tuning', 1.1), ('learning_rate_rewinding', 1.1), ('snip', .1), ('iterated_snip', .1), ('grasp', .1), ('synflow', .1), ('set_erk', .1)])
 def test_cost_by_hand(name, cost):
     found = spent(name)
     assert found['spent'] == pytest.approx(cost, abs=2e-4)  # whole weights
@@ -46,6 +47,44 @@ def test_random_masks_do_not_settle(monkeypatch, density):
     METHODS['early_bird'](train.make_run, train, density, 0)
     dense = 3*60*WEIGHTS*40
     assert train.spent == pytest.approx(dense*(.5 + .5*density), rel=1e-3)  # cut at half, not before
+
+@pytest.mark.parametrize('name', ['rigl_uniform', 'rigl_erk'])
+def test_rigl_pays_for_the_gradient_of_all_weights(name):
+    "One of the three products of a step is dense at an update; the update itself trains with its masks."
+    updates = 29                                 # each step of 40 before the thirtieth, but the first
+    assert spent(name)['spent'] == pytest.approx(.1 + updates*.9/(3*40), abs=2e-4)
+
+def test_gradual_pruning_costs_less_and_less():
+    "Steps cost what is left after the step before; the last half of them a tenth."
+    shares = [1 - .9*(1 - (1 - t/20)**3) for t in range(20)] + [.1]*20
+    assert spent('gradual_pruning')['spent'] == pytest.approx(sum(shares)/40, abs=1e-3)
+
+@pytest.mark.parametrize('name', ['snip', 'ticket'])
+def test_checked_methods_change_one_thing(name):
+    train = Training(settings, 0)
+    train.replicate.train = lambda run, *rest: None if name == 'snip' else run.rows.append(1)  # weights stay
+    plain, shuffled, new = (f(train.make_run, train, .1, 0) for f in (METHODS[name], checked(name, 'shuffled'), checked(name, 'reinitialized')))
+    first = train.make_run(0)
+    for layer, mask in plain.masks.items():
+        w, again, other = (run.net.get_parameter(layer) for run in (first, shuffled, new))
+        assert shuffled.masks[layer].sum() == mask.sum() and not shuffled.masks[layer].equal(mask)
+        assert again.equal(w*shuffled.masks[layer])                # the initial weights, all of them
+        assert new.masks[layer].equal(mask) and not other[mask].equal(w[mask])
+    assert shuffled.seed == new.seed == plain.seed                 # the same order of the data
+
+@pytest.mark.filterwarnings('ignore:pruning leaves')
+def test_inverted_keeps_the_lowest():
+    train = Training(settings, 0)
+    train.replicate.train = lambda run, *rest: None
+    plain, turned = (f(train.make_run, train, .1, 0) for f in (METHODS['magnitude_at_init'], checked('magnitude_at_init', 'inverted')))
+    w = {k: p.abs() for k, p in train.make_run(0).net.named_parameters()}
+    lowest = max(w[k][m].max() for k, m in turned.masks.items() if m.any())
+    assert lowest < min(w[k][m].min() for k, m in plain.masks.items())
+    assert sum(m.sum() for m in turned.masks.values()) == sum(m.sum() for m in plain.masks.values())
+
+@pytest.mark.parametrize('name, change, why', [('snap', 'shuffled', "unknown method 'snap'"), ('snip', 'turned', "change='turned'"), ('ticket', 'inverted', 'scores no untrained network')])
+def test_refused_checks(name, change, why):
+    with pytest.raises(ValueError, match=why): checked(name, change)
 
 def test_cost_of_masks_that_a_hook_sets():
     "Gradual pruning: each step is counted under the masks that it was made with."

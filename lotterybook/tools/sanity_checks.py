@@ -5,7 +5,7 @@
 # %% ../../nbs/8_tools/865_sanity_checks.ipynb #export-imports
 from __future__ import annotations
 from collections.abc import Callable
-from functools import partial
+from ..foundations.arguments import checked_name
 from .methods import METHODS, pruned_before, scores_before
 
 # %% auto #0
@@ -26,6 +26,7 @@ def checked(
     change: str,  # shuffled, reinitialized or inverted
 ) -> Callable:    # `(make_run, train, density, seed) -> Run`
     "A method with one of its decisions changed. Su et al. (2020); Frankle et al. (2021)."
+    checked_name(name, METHODS, 'method')
     if change not in ('shuffled', 'reinitialized', 'inverted'):
         raise ValueError(f'change={change!r} must be shuffled, reinitialized or inverted')
     if change == 'inverted' and name not in scores_before():
