@@ -35,7 +35,6 @@ def cross_entropies(
     "The loss of each example."
     return F.cross_entropy(logits, y, reduction='none')
 
-# %% ../../nbs/4_sparse_training/462_adversarial_attacks.ipynb #export-gradient
 def input_gradient(
     net: nn.Module,        # any classifier; not changed
     x: Tensor,             # `(n, ...)`
@@ -61,7 +60,6 @@ def _random(x: Tensor, generator: Generator, make: Callable = torch.rand) -> Ten
     "Random numbers for each input, from a generator of any device."
     return make(x.shape, generator=generator, device=generator.device).to(x)
 
-# %% ../../nbs/4_sparse_training/462_adversarial_attacks.ipynb #export-right
 @torch.no_grad()
 def is_right(
     net: nn.Module, # any classifier
@@ -93,7 +91,6 @@ def fgsm(
     low, high = _box(x := x.detach(), eps)
     return (x + eps*gradient(net, x, y, generator).sign()).clamp(low, high)
 
-# %% ../../nbs/4_sparse_training/462_adversarial_attacks.ipynb #export-pgd
 def pgd(
     net: nn.Module,         # any classifier; not changed
     x: Tensor,              # `(n, ...)`, pixels in [0, 1]
