@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from ..foundations.arguments import checked_fraction, checked_name, checked_size
 from .methods import METHODS, method
-if TYPE_CHECKING: from lotterybook.foundations.running import Hook, Run
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from lotterybook.foundations.running import Hook, Run
 
 # %% auto #0
-__all__ = ['Training', 'compare_settings', 'measured', 'compare', 'comparison_text']
+__all__ = ['Training', 'compare_settings', 'measured', 'compare', 'comparison_text', 'draw_methods']
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-training
 class Training:
@@ -210,3 +212,26 @@ def comparison_text(
         text += [f'Equal {equal}{most}: test accuracy in % (cost in dense trainings), weights kept',
                  *('  '.join(map(str.ljust, line, widths)).rstrip() for line in lines), '']
     return '\n'.join(text)
+
+# %% ../../nbs/8_tools/860_compare.ipynb #export-draw
+def draw_methods(
+    rows: list[dict],        # of one comparison
+    names: dict[str, str],   # label of each method, in the order of the legend
+    ax: Axes,                # where to draw
+) -> None:
+    "Test accuracy by weights kept, a line for each method; the dense network is dashed."
+    from lotterybook.foundations.plots import OKABE_ITO, Method, curve, remaining_axis
+    densities = sorted({r['density'] for r in rows if r['method'] != 'dense'}, reverse=True)
+    seeds = sorted({r['seed'] for r in rows})
+    of = {(r['method'], r['density'], r['seed']): 100*r['accuracy'] for r in rows}
+    colors = [OKABE_ITO[c] for c in 'blue vermilion green orange purple sky'.split()]
+    for i, (method, name) in enumerate(names.items()):
+        values = [[of.get((method, d, s), float('nan')) for d in densities] for s in seeds]
+        look = Method(colors[i % 6], 'os^Dv*XP<'[i % 9], name)
+        curve(ax, densities, values, look, end=False, ls='-' if i < 6 else '--')
+    dense = [v for (method, *_), v in of.items() if method == 'dense']
+    if dense: ax.axhline(sum(dense)/len(dense), color='0.4', ls=':', lw=1)
+    remaining_axis(ax)
+    ax.set_xticks(densities, [f'{100*d:g}' for d in densities])
+    ax.set(ylabel='test accuracy (%)')
+    ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))

@@ -9,10 +9,10 @@ from ..foundations.arguments import checked_name
 from .methods import METHODS, pruned_before, scores_before
 
 # %% auto #0
-__all__ = ['magnitude_shuffled', 'magnitude_reinitialized', 'magnitude_inverted', 'snip_shuffled', 'snip_reinitialized',
-           'snip_inverted', 'iterated_snip_shuffled', 'iterated_snip_reinitialized', 'iterated_snip_inverted',
-           'grasp_shuffled', 'grasp_reinitialized', 'grasp_inverted', 'synflow_shuffled', 'synflow_reinitialized',
-           'synflow_inverted', 'ticket_shuffled', 'ticket_reinitialized', 'checked']
+__all__ = ['magnitude_shuffled', 'magnitude_inverted', 'magnitude_reinitialized', 'snip_shuffled', 'snip_inverted',
+           'snip_reinitialized', 'iterated_snip_shuffled', 'iterated_snip_inverted', 'iterated_snip_reinitialized',
+           'grasp_shuffled', 'grasp_inverted', 'grasp_reinitialized', 'synflow_shuffled', 'synflow_inverted',
+           'synflow_reinitialized', 'ticket_shuffled', 'ticket_reinitialized', 'checked']
 
 # %% ../../nbs/8_tools/865_sanity_checks.ipynb #export-checked
 class _NoTraining:
@@ -21,50 +21,47 @@ class _NoTraining:
     def __getattr__(self, name): return getattr(self.train, name)
     def __call__(self, run, *args, **kwargs): pass
 
+def _inverted(run, masks, score, objective, batches):
+    "As many weights in each layer as the masks keep, those of the lowest scores."
+    from lotterybook.pruning.allocation import keep_top
+    from lotterybook.pruning.masks import kept
+    scores = score(run.net, run.masks, objective, batches)
+    return {k: keep_top(-scores[k], run.masks[k], n) for k, n in kept(masks).items()}
+
 def checked(
     name: str,    # a method of page 855; to be inverted, one that scores an untrained network
-    change: str,  # shuffled, reinitialized or inverted
+    change: str,  # shuffled, inverted or reinitialized
 ) -> Callable:    # `(make_run, train, density, seed) -> Run`
     "A method with one of its decisions changed. Su et al. (2020); Frankle et al. (2021)."
     checked_name(name, METHODS, 'method')
-    if change not in ('shuffled', 'reinitialized', 'inverted'):
-        raise ValueError(f'change={change!r} must be shuffled, reinitialized or inverted')
-    if change == 'inverted' and name not in scores_before():
+    if change not in ('shuffled', 'inverted', 'reinitialized'):
+        raise ValueError(f'change={change!r} must be shuffled, inverted or reinitialized')
+    before = scores_before().get(name)
+    if change == 'inverted' and not before:
         raise ValueError(f'{name!r} scores no untrained network; these do: '
                          f'{", ".join(scores_before())}')
     def method(make_run, train, density, seed):
         from lotterybook.foundations.randomness import mixed_seed, rng
         from lotterybook.tickets.controls import shuffled_masks
-        if change == 'inverted':
-            how = scores_before()[name]
-            run = pruned_before(make_run, train, density, seed, **how | dict(score=_lowest(how['score'])))
-        else:
-            untrained = name in scores_before()
-            masks = METHODS[name](make_run, _NoTraining(train) if untrained else train, density,
-                                  seed).masks
-            run = make_run(seed)               # the initial weights again
-            if change == 'shuffled': masks = shuffled_masks(masks, rng(seed, 'shuffled', name))
-            else: run.net.load_state_dict(make_run(mixed_seed(seed, 'reinit')).net.state_dict())
-            run.set_masks(masks)
+        search = _NoTraining(train) if before else train
+        masks  = METHODS[name](make_run, search, density, seed).masks
+        run    = make_run(seed)  # the initial weights again
+        if change == 'shuffled': masks = shuffled_masks(masks, rng(seed, 'shuffled', name))
+        if change == 'inverted': masks = _inverted(run, masks, before['score'], train.objective,
+                                                   [train.examples(10, seed)])
+        if change == 'reinitialized':
+            run.net.load_state_dict(make_run(mixed_seed(seed, 'reinit')).net.state_dict())
+        run.set_masks(masks)
         train(run)
         return run
     method.__doc__ = f'`{name}`, {change}.'
     return method
 
-def _lowest(score):
-    "The score with its sign turned: the lowest are kept."
-    def turned(*args): return {k: -s for k, s in score(*args).items()}
-    return turned
-
-magnitude_shuffled, magnitude_reinitialized, magnitude_inverted = (
-    checked('magnitude_at_init', change) for change in ('shuffled', 'reinitialized', 'inverted'))
-snip_shuffled, snip_reinitialized, snip_inverted = (
-    checked('snip', change) for change in ('shuffled', 'reinitialized', 'inverted'))
-iterated_snip_shuffled, iterated_snip_reinitialized, iterated_snip_inverted = (
-    checked('iterated_snip', change) for change in ('shuffled', 'reinitialized', 'inverted'))
-grasp_shuffled, grasp_reinitialized, grasp_inverted = (
-    checked('grasp', change) for change in ('shuffled', 'reinitialized', 'inverted'))
-synflow_shuffled, synflow_reinitialized, synflow_inverted = (
-    checked('synflow', change) for change in ('shuffled', 'reinitialized', 'inverted'))
-ticket_shuffled, ticket_reinitialized = (
-    checked('ticket', change) for change in ('shuffled', 'reinitialized'))
+_CHANGES = 'shuffled', 'inverted', 'reinitialized'
+(magnitude_shuffled, magnitude_inverted, magnitude_reinitialized,
+ snip_shuffled, snip_inverted, snip_reinitialized,
+ iterated_snip_shuffled, iterated_snip_inverted, iterated_snip_reinitialized,
+ grasp_shuffled, grasp_inverted, grasp_reinitialized,
+ synflow_shuffled, synflow_inverted, synflow_reinitialized) = (
+    checked(name, change) for name in scores_before() for change in _CHANGES)
+ticket_shuffled, ticket_reinitialized = (checked('ticket', change) for change in _CHANGES[::2])
