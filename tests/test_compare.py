@@ -17,7 +17,8 @@ def spent(name, density=.1, **more): return measured(dict(method=name, density=d
 
 @pytest.mark.parametrize('name, cost', [  # in dense trainings: the search, then the last training
     ('dense', 1), ('random_uniform', .1), ('random_erk', .1), ('magnitude_at_init', .1), ('one_shot_ticket', 1.1),
-    ('fine_tuning', 1.1), ('learning_rate_rewinding', 1.1), ('snip', .1), ('iterated_snip', .1), ('grasp', .1), ('synflow', .1), ('set_erk', .1)])
+    ('fine_tuning', 1.1), ('learning_rate_rewinding', 1.1), ('set_erk', .1),
+    ('snip', .1 + 100/2400), ('grasp', .1 + 300/2400)])                # scores of 100 images, where a training has 40*60
 def test_cost_by_hand(name, cost):
     found = spent(name)
     assert found['spent'] == pytest.approx(cost, abs=2e-4)  # whole weights
@@ -47,6 +48,18 @@ def test_random_masks_do_not_settle(monkeypatch, density):
     METHODS['early_bird'](train.make_run, train, density, 0)
     dense = 3*60*WEIGHTS*40
     assert train.spent == pytest.approx(dense*(.5 + .5*density), rel=1e-3)  # cut at half, not before
+
+@pytest.mark.parametrize('name, examples', [('iterated_snip', 100), ('synflow', 1)])
+def test_a_hundred_cuts_cost_what_is_left_before_each(name, examples):
+    assert spent(name)['spent'] == pytest.approx(.1 + examples/2400*sum(.1**(r/100) for r in range(100)), abs=2e-3)
+
+def test_hooks_may_be_an_iterator():
+    class Count(Hook):
+        def after_step(self, run): run.extra['n'] = run.extra.get('n', 0) + 1
+    train = Training(settings, 0)
+    run = train.make_run(0)
+    train(run, hooks=iter([Count()]))
+    assert run.extra['n'] == 40
 
 @pytest.mark.parametrize('name', ['rigl_uniform', 'rigl_erk'])
 def test_rigl_pays_for_the_gradient_of_all_weights(name):
@@ -79,6 +92,13 @@ def test_inverted_keeps_the_lowest_of_each_layer():
     w = {k: p.abs() for k, p in train.make_run(0).net.named_parameters()}
     for k, m in plain.masks.items():
         assert turned.masks[k].sum() == m.sum() and w[k][turned.masks[k]].max() <= w[k].flatten().kthvalue(int(m.sum())).values
+
+def test_inverted_chooses_at_random_among_equals():
+    "SNIP's scores are zero for dark pixels: the first units of the layer must not be all that is kept."
+    train = Training(settings, 0)
+    train.replicate.train = lambda run, *rest: None
+    mask = checked('snip', 'inverted')(train.make_run, train, .1, 0).masks['layer1.weight']
+    assert mask.any(1).float().mean() > .9
 
 @pytest.mark.parametrize('name, change, why', [('snap', 'shuffled', "unknown method 'snap'"), ('snip', 'turned', "change='turned'"), ('ticket', 'inverted', 'scores no untrained network')])
 def test_refused_checks(name, change, why):

@@ -116,5 +116,5 @@ def orthogonal_(
                          'set; are all of them frozen?')
     for layer in layers:
         delta_orthogonal_(layer.weight, gain, getattr(layer, 'groups', 1), generator)
-        if layer.bias is not None: layer.bias.zero_()
+        if layer.bias is not None and layer.bias.requires_grad: layer.bias.zero_()
     return net

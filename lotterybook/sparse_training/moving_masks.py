@@ -76,6 +76,8 @@ def move_masks(
         raise ValueError('all weights are kept, so none can move; begin with '
                          'random_masks(net, density)')
     for name, mask in run.masks.items():
+        if not run.held.net.get_parameter(name).requires_grad:
+            raise ValueError(f'{name!r} is frozen, so nothing can grow there; leave it out of the masks')
         if not growth[name].max().isfinite():
             raise ValueError(f'the gradient of {name!r} after {run.step} steps is not finite; '
                              'try a smaller learning rate, or look at the batch of that step')
@@ -130,7 +132,12 @@ def finish_step(
 
 # %% ../../nbs/4_sparse_training/440_moving_masks.ipynb #export-set
 class SET(MaskMover):
-    "Drop the smallest weights, grow as many at random. Mocanu et al. (2018), algorithm 1."
+    ("Drop the smallest weights, grow as many at random. Mocanu et al. (2018), algorithm 1, "
+     "who rank positive and negative weights apart.")
+    def reads(self, run: Run) -> bool:
+        "Only the weights after a step with an update."
+        return self.fraction_at(run.step + 1) > 0
+
     def after_step(self, run: Run) -> None:
         "The random numbers depend on the seed of the run and on its step, on nothing else."
         if not (fraction := self.fraction_at(run.step)): return

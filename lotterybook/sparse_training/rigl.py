@@ -28,12 +28,12 @@ def _gradient_sizes(run: Run) -> dict[str, Tensor]:
         if grad is None:
             raise ValueError(f'{name!r} has no gradient: the loss does not reach it, or it is '
                              'frozen; leave it out of the masks')
-    if 'explored' not in run.extra:  # before the first update
-        pruned = [grad[~run.masks[name]] for name, grad in grads.items()]
-        if any(g.any() for g in grads.values()) and any(map(len, pruned)) \
-           and not any(g.any() for g in pruned):
-            raise ValueError('the gradients of all pruned weights are zero: something masks them '
-                             'first, such as keep_pruned, or mask*weight in the forward pass')
+    for name, grad in grads.items():
+        pruned = grad[~run.masks[name]]
+        if len(pruned) >= 16 and grad.any() and not pruned.any():
+            raise ValueError(f'the gradients of all pruned weights of {name!r} are zero: something '
+                             'masks them first, such as keep_pruned, mask*weight in the forward '
+                             'pass, or sparse_run without whole_gradient')
     return {name: grad.abs_() for name, grad in grads.items()}  # it is not needed any more
 
 # %% ../../nbs/4_sparse_training/450_rigl.ipynb #export-rigl
@@ -74,10 +74,18 @@ class GradualPruning(Hook):
         time = min(max(0., (step - self.start)/(self.end - self.start)), 1.)
         return self.density + (1 - self.density)*(1 - time)**3
 
+    def _due(self, step: int) -> bool:
+        "Is a pruning due after so many steps?"
+        on_time = not (step - self.start) % self.every or step == self.end
+        return on_time and self.start < step <= self.end
+
+    def reads(self, run: Run) -> bool:
+        "Only the weights after a step with a pruning."
+        return self._due(run.step + 1)
+
     def after_step(self, run: Run) -> None:
         "Prune, if it is time; always at `end`. What is pruned stays pruned."
-        due = not (run.step - self.start) % self.every or run.step == self.end
-        if not due or not self.start < run.step <= self.end: return
+        if not self._due(run.step): return
         check_masks(run.masks)
         alive = sum(kept(run.masks).values())
         goal  = round(self.density_at(run.step)*sum(mask.numel() for mask in run.masks.values()))

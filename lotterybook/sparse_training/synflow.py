@@ -6,6 +6,7 @@
 __all__ = ['synflow']
 
 # %% ../../nbs/4_sparse_training/420_synflow.ipynb #export-imports
+import warnings
 from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ def _input_of_ones(batches: Iterable) -> Tensor:
         return torch.ones(1, *x.shape[1:], dtype=torch.double)
     raise ValueError('no batches: synflow takes the shape of an input from the first; give [x]')
 
+_SATURATING = nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.Softsign  # and ReLU6
+
 @torch.no_grad()
 def _made_positive(net: nn.Module) -> nn.Module:
     "`net`, in float64, changed so that it only adds and multiplies positive numbers."
@@ -45,6 +48,10 @@ def synflow(
 ) -> dict[str, Tensor]:                 # |θ| ∂R/∂|θ|, in float64, named and shaped like the masks
     "How much of the flow R = 1ᵀ ∏|θ| 1 passes through each weight. Tanaka et al. (2020), §6."
     copy = _made_positive(scored_copy(net, masks))
+    flat = [type(m).__name__ for m in copy.modules() if isinstance(m, _SATURATING)]
+    if flat:
+        warnings.warn(f'synflow: {flat[0]} is flat for large inputs, so the scores of layers '
+                      'before it vanish; use snip for such a network', stacklevel=2)
     weights = {name: copy.get_parameter(name) for name in masks}
     with kept_generators(), torch.enable_grad():
         ones = _input_of_ones(batches).to(next(iter(weights.values())).device)

@@ -47,15 +47,22 @@ class Training:
         rows = balanced_rows(data.y_train, per_class, rng(seed, 'examples'))
         return data.x_train[rows], data.y_train[rows]
 
+    def count(self,
+        run: Run,       # its network
+        masks: dict,    # under which it was computed
+        passes: float,  # forward passes of one example; a backward pass is two of them
+    ) -> None:
+        "Add what was computed outside of a training."
+        self.spent += passes*self._multiply_adds(run, masks)
+
     def cost(self, run: Run) -> int:
         "Multiply-adds of one input's forward pass; those of masked weights are left out."
-        from lotterybook.pruning.multiply_adds import multiply_adds
-        return sum(multiply_adds(run.net, self.replicate.data.input_shape, run.masks).values())
+        return self._multiply_adds(run, run.masks)
 
-    def cost_of_all(self, run: Run) -> int:
-        "The same without masks."
+    def _multiply_adds(self, run: Run, masks: dict | None) -> int:
+        "Of one input's forward pass."
         from lotterybook.pruning.multiply_adds import multiply_adds
-        return sum(multiply_adds(run.net, self.replicate.data.input_shape).values())
+        return sum(multiply_adds(run.net, self.replicate.data.input_shape, masks).values())
 
     def __call__(self,
         run: Run,                                  # trained in place, from `run.step` on
@@ -64,6 +71,7 @@ class Training:
         hooks: Iterable = (),                      # of the loop
     ) -> None:
         "Train, and count: a step costs three forward passes of its batch, under its masks."
+        hooks = list(hooks)  # both read them
         self.replicate.train(run, end, lr, [_counter(self, hooks), *hooks])
 
 def _counter(train: Training, hooks: Iterable) -> Hook:
@@ -80,7 +88,7 @@ def _counter(train: Training, hooks: Iterable) -> Hook:
             if run.held is not self.held: self.held, self.cost = run.held, train.cost(run)
             train.spent += 3*train.batch_size*self.cost
             if any(mover.fraction_at(run.step) for mover in movers):
-                train.spent += train.batch_size*(train.cost_of_all(run) - self.cost)
+                train.spent += train.batch_size*(train._multiply_adds(run, None) - self.cost)
     return Counter()
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-run

@@ -52,13 +52,18 @@ def pruned_before(
     allocation: Callable | None = None,  # None: all layers together
     rounds: int = 1,                     # cuts, each with new scores
     data: bool = False,                  # does the score look at data?
+    passes: float = 0,                   # forward passes of a score, counted for its cost
 ) -> Run:                                # not trained
     "A run whose untrained network is pruned by a score."
     from lotterybook.pruning.allocation import global_
     from lotterybook.sparse_training.snip import prune_to
     run = make_run(seed)
     loss, batches = (train.objective, [train.examples(10, seed)]) if data else (None, [])
-    run.set_masks(prune_to(run.net, density, score, loss, batches, allocation or global_, rounds,
+    def counted(net, masks, *rest):
+        "The score; a `train` that counts costs is told."
+        if passes and hasattr(train, 'count'): train.count(run, masks, passes)
+        return score(net, masks, *rest)
+    run.set_masks(prune_to(run.net, density, counted, loss, batches, allocation or global_, rounds,
                            run.masks))
     return run
 
@@ -96,10 +101,12 @@ def scores_before() -> dict[str, dict]:  # by method: score, rounds, data of `pr
     from lotterybook.sparse_training.grasp import grasp
     from lotterybook.sparse_training.snip import snip
     from lotterybook.sparse_training.synflow import synflow
-    return dict(magnitude_at_init=dict(score=magnitude), snip=dict(score=snip, data=True),
-                iterated_snip=dict(score=snip, data=True, rounds=100),
-                grasp=dict(score=grasp, data=True), synflow=dict(score=synflow, rounds=100,
-                                                                 data=True))
+    # a gradient is three forward passes of an example; GraSP differentiates it once more
+    return dict(magnitude_at_init=dict(score=magnitude),
+                snip=dict(score=snip, data=True, passes=3*100),
+                iterated_snip=dict(score=snip, data=True, passes=3*100, rounds=100),
+                grasp=dict(score=grasp, data=True, passes=9*100),
+                synflow=dict(score=synflow, data=True, passes=3, rounds=100))
 
 def _by_score(name, make_run, train, density, seed):
     "Prune by the score of this method, train."

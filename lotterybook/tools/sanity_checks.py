@@ -21,12 +21,21 @@ class _NoTraining:
     def __getattr__(self, name): return getattr(self.train, name)
     def __call__(self, run, *args, **kwargs): pass
 
-def _inverted(run, masks, score, objective, batches):
-    "As many weights in each layer as the masks keep, those of the lowest scores."
+def _lowest(scores, alive, count, generator):
+    "The `count` lowest; of equals a random choice, since SNIP gives zero to many weights."
+    import torch
     from lotterybook.pruning.allocation import keep_top
+    order = torch.randperm(scores.numel(), generator=generator)
+    kept  = keep_top(-scores.flatten()[order], alive.flatten()[order], count)
+    mask  = torch.zeros(scores.numel(), dtype=torch.bool)
+    mask[order[kept]] = True
+    return mask.view(scores.shape)
+
+def _inverted(run, masks, score, objective, batches, generator):
+    "As many weights in each layer as the masks keep, those of the lowest scores before any cut."
     from lotterybook.pruning.masks import kept
     scores = score(run.net, run.masks, objective, batches)
-    return {k: keep_top(-scores[k], run.masks[k], n) for k, n in kept(masks).items()}
+    return {k: _lowest(scores[k], run.masks[k], n, generator) for k, n in kept(masks).items()}
 
 def checked(
     name: str,    # a method of page 855; to be inverted, one that scores an untrained network
@@ -48,9 +57,13 @@ def checked(
         run    = make_run(seed)  # the initial weights again
         if change == 'shuffled': masks = shuffled_masks(masks, rng(seed, 'shuffled', name))
         if change == 'inverted': masks = _inverted(run, masks, before['score'], train.objective,
-                                                   [train.examples(10, seed)])
+                                                   [train.examples(10, seed)],
+                                                   rng(seed, 'inverted', name))
         if change == 'reinitialized':
-            run.net.load_state_dict(make_run(mixed_seed(seed, 'reinit')).net.state_dict())
+            other = make_run(mixed_seed(seed, 'reinit') % 2**32).net.state_dict()
+            if all(other[k].equal(run.net.get_parameter(k)) for k in masks):
+                raise ValueError('make_run gave the same weights for another seed')
+            run.net.load_state_dict(other)
         run.set_masks(masks)
         train(run)
         return run

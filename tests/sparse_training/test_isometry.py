@@ -371,3 +371,9 @@ def test_snip_keeps_the_middle_of_delta_orthogonal_kernels():
     middle = torch.zeros(3, 3, dtype=torch.bool)
     middle[1, 1] = True
     for name in ('0.weight', '2.weight'): assert not (masks[name] & ~middle).any()
+
+def test_a_frozen_bias_stays():
+    net = nn.Sequential(nn.Linear(3, 3))
+    net[0].bias.requires_grad_(False).fill_(2.)
+    orthogonal_(net)
+    assert (net[0].bias == 2).all()

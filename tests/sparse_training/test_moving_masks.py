@@ -308,3 +308,16 @@ def test_on_cuda(mover):
     assert all(m.is_cuda for m in run.masks.values()) and kept(run.masks) == kept(masks)
     assert exploration_rate(run) > .06
     run.held.check()
+
+def test_a_frozen_layer_is_refused():
+    run = make()
+    run.net.layer1.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="'layer1.weight' is frozen"):
+        move_masks(run, {k: m.float() for k, m in run.masks.items()}, .5)
+
+def test_set_reads_only_where_it_moves():
+    "So that compiled steps need not put weights back for nothing."
+    mover, run = SET(10, 40), make()
+    read = []
+    for run.step in range(45): read += [run.step + 1]*mover.reads(run)
+    assert read == [10, 20, 30]

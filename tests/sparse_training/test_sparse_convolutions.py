@@ -16,6 +16,7 @@ from lotterybook.pruning.masks import apply_masks, full_masks, remaining
 from lotterybook.pruning.schedules import pruner
 from lotterybook.pruning.scores import magnitude
 from lotterybook.sparse_training import sparse_convolutions as module
+from lotterybook.sparse_training.rigl import RigL
 from lotterybook.sparse_training.snip import snip
 from lotterybook.sparse_training.sparse_convolutions import (
     how_computed, sparse_convolutions, sparse_run)
@@ -369,6 +370,14 @@ def test_hooks_on_the_dense_gradient_ask_for_it(always):
         assert_close(have.seen[name], want.seen[name], rtol=1e-2, atol=1e-4)
         if 'conv' not in name: continue
         assert want.seen[name][~mask].any() and have.seen[name][~mask].any() and not none.seen[name][~mask].any()
+
+def test_rigl_is_refused_where_gradients_are_missing(always):
+    "At any update, also where another layer has them all."
+    sgd = lambda p, lr: torch.optim.SGD(p, lr=lr)
+    with pytest.raises(ValueError, match="pruned weights of 'conv.*sparse_run without whole_gradient"):
+        steps(make_run(True, optimizer=sgd), 3, [RigL(2, 3)])
+    mover = RigL(2, 3)
+    steps(sparse_run(make_run(False, optimizer=sgd), lambda run: mover.fraction_at(run.step) > 0), 3, [mover])
 
 def test_another_loop(always):
     net   = conv2(digits.input_shape, seed=0)

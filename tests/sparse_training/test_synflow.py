@@ -271,3 +271,9 @@ def test_residual_network_in_rounds():
     total  = sum(mask.numel() for mask in masks.values())
     assert sum(kept(masks).values()) == round(.01*total)
     assert synflow(net, masks, batches=x)['output.weight'].any()
+
+@pytest.mark.parametrize('layer', [nn.Tanh, nn.Sigmoid, nn.ReLU6])
+def test_layers_that_saturate_are_warned_of(layer):
+    net = nn.Sequential(nn.Linear(4, 8), layer(), nn.Linear(8, 2))
+    with pytest.warns(UserWarning, match=f'synflow: {layer.__name__} is flat for large inputs'):
+        synflow(net, full_masks(net), batches=[torch.ones(1, 4)])
