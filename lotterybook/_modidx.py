@@ -75,6 +75,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                            'lotterybook/foundations/compiled_steps.py'),
                                                         'lotterybook.foundations.compiled_steps.CompiledStep._pair': ( '7_foundations/compiled_steps.html#compiledstep._pair',
                                                                                                                        'lotterybook/foundations/compiled_steps.py'),
+                                                        'lotterybook.foundations.compiled_steps.CompiledStep._say': ( '7_foundations/compiled_steps.html#compiledstep._say',
+                                                                                                                      'lotterybook/foundations/compiled_steps.py'),
                                                         'lotterybook.foundations.compiled_steps.CompiledStep.evaluate': ( '7_foundations/compiled_steps.html#compiledstep.evaluate',
                                                                                                                           'lotterybook/foundations/compiled_steps.py'),
                                                         'lotterybook.foundations.compiled_steps.CompiledStep.finish': ( '7_foundations/compiled_steps.html#compiledstep.finish',

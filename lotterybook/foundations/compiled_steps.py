@@ -542,22 +542,27 @@ class CompiledStep:
                                         'no weights: leave out its `reads`')
         why = ('batches are not rows' if not isinstance(run.batch, Tensor) or run.batch.dim() != 1
                or run.batch.dtype != torch.int64 else why_usual(run, self.data, objective, hooks))
-        if why and why != self.note: warnings.warn(f'steps are taken in the usual way: {why}')
-        self.note, self.of, self.way, self.current = why, (run.held, objective, hooks), None, False
-        if why: return
+        self.of, self.way, self.current = (run.held, objective, hooks), None, False
+        if why: return self._say(why)
         layers = _linear_layers(run.net)
         lists  = [o.weight for o in layers.values()]
         kept   = sum(int(run.masks[f'{name}.weight'].sum()) if f'{name}.weight' in run.masks else
                      o.weight.numel() for name, o in layers.items())/sum(p.numel() for p in lists)
         dense  = lists[0].t().is_contiguous() and all(p.is_contiguous() for p in lists[1:])
         below  = self.crossover if self.crossover is not None else .3 if dense else .8
-        if kept >= below and not dense: return
+        if kept >= below and not dense: return self._say(f'{below:.0%} of the weights or more are '
+            'kept, and only a network that begins with a SparseInputLinear has a compiled dense step')
         self.way = (_KeptWeights if kept < below else _AllWeights)(run, layers)
-        self.net, run.keeper = run.net, self
+        self.note, self.net, run.keeper = '', run.net, self
         self.lists, self.labels = lit_pixels(self.data.x_train), self.data.y_train.numpy()
         self.setting = [o for o in hooks if type(o).before_step is not Hook.before_step]
         self.unsure  = [o for o in hooks if _is_unsure(type(o))]
         run.optimizer.zero_grad()  # no old gradient is taken for a new one
+
+    def _say(self, why: str) -> None:
+        "Usual steps begin: warn once of each reason."
+        if why != self.note: warnings.warn(f'steps are taken in the usual way: {why}')
+        self.note = why
 
     def evaluate(self,
         net: nn.Module, # as for `evaluate` of page 750

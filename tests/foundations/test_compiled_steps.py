@@ -382,14 +382,33 @@ def test_pairs_are_taken_in_the_usual_way():
     with pytest.warns(UserWarning, match='not rows'):
         advance(run, cross_entropy, pairs(), 2, (), CompiledStep(digits))
 
+def ordinary(density):
+    "A run whose first layer is an nn.Linear: there is no compiled dense step for it."
+    torch.manual_seed(0)
+    net = stack(64, 9, 10, first=nn.Linear)
+    return Run(net, FusedAdam(net.parameters()), masked(net, density))
+
 def test_a_dense_network_of_ordinary_layers():
-    run = Run(net := stack(64, 9, 10, first=nn.Linear), FusedAdam(net.parameters()))
-    step = CompiledStep(digits)
-    advance(run, cross_entropy, rows(), 2, (), step)
-    assert step.way is None and step.note == ''
-    run.set_masks(masked(net, .5))
-    advance(run, cross_entropy, rows(), 4, (), step)
-    assert step.of == () and isinstance(step.way, steps._KeptWeights)
+    run, usual, step = ordinary(1), ordinary(1), CompiledStep(digits)
+    with pytest.warns(UserWarning, match='80% of the weights or more.*SparseInputLinear') as said:
+        for end in (2, 4): advance(run, cross_entropy, rows(), end, (), step)
+    assert len(said) == 1 and step.way is None
+    advance(usual, cross_entropy, pairs(), 4)
+    assert all(p.equal(q) for p, q in zip(run.net.parameters(), usual.net.parameters()))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        run.set_masks(masked(run.net, .5))
+        advance(run, cross_entropy, rows(), 6, (), step)
+    assert step.of == () and step.note == '' and isinstance(step.way, steps._KeptWeights)
+
+@pytest.mark.parametrize('crossover, density, way', (
+    (None, .75, steps._KeptWeights), (None, .95, None), (.3, .25, steps._KeptWeights), (.3, .5, None)))
+def test_ordinary_layers_below_and_above_their_crossover(crossover, density, way):
+    run, step = ordinary(density), CompiledStep(digits, crossover)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        advance(run, cross_entropy, rows(), 2, (), step)
+    assert len(said) == (way is None) and type(step.way) is (way or type(None))
 
 @pytest.mark.parametrize('density', (.1, 1))
 @pytest.mark.parametrize('row', (-1, 1000))
