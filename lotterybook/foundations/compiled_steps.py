@@ -46,6 +46,7 @@ def _gather(start, pixel, value, rows, h, inputs):
         for k in range(pixels.size): h[pixels[k], b] = values[k]
     return True, warm
 
+# %% ../../nbs/7_foundations/749_compiled_steps.ipynb #export-forward
 def _forward(ptr, source, p, bias, h, inputs, classes):
     "h of every unit, in order: the sum of its kept weights times h of their sources; ReLU."
     o, zero = _lanes(), np.float32(0)
@@ -60,6 +61,7 @@ def _forward(ptr, source, p, bias, h, inputs, classes):
         own = h[inputs + i]
         for b in range(LANES): own[b] = o[b]
 
+# %% ../../nbs/7_foundations/749_compiled_steps.ipynb #export-list-pixels
 def _list_pixels(x, pixel, value):
     "The numbers of x that are not zero, and their places; written without a branch."
     n = 0
