@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 from .data import Splits, check_splits
 from .fast_steps import FusedAdam
-from .hooks import LearningRate
+from .hooks import RateOfStep
 from .running import Hook, Objective, Run, take_step
 from .sparse_inputs import SparseInputLinear, compiled
 
@@ -411,6 +411,13 @@ def _linear_layers(net: nn.Module) -> dict[str, nn.Linear]:
               all(type(part) is nn.ReLU for _, part in parts[1::2]))
     return layers if alike else {}
 
+_KINDS = 'forward', 'forward_pre', 'backward', 'backward_pre'
+
+def _has_hooks(module: nn.Module) -> bool:
+    "Has it hooks of PyTorch? A search's own, which only checks, does not count."
+    found = [hook for kind in _KINDS for hook in getattr(module, f'_{kind}_hooks').values()]
+    return not all(getattr(hook, 'only_checks', False) for hook in found)
+
 def _why_layers(net: nn.Module, layers: dict[str, nn.Linear]) -> str:
     "Why these layers are not computed by our loops."
     if not layers: return 'the network is not an nn.Sequential of Linear, ReLU, ..., Linear'
@@ -422,9 +429,12 @@ def _why_layers(net: nn.Module, layers: dict[str, nn.Linear]) -> str:
     if not all(p.requires_grad for p in weights): return 'a weight is frozen'
     if not all(p.is_contiguous() or p.t().is_contiguous() for p in weights):
         return 'a weight has gaps in memory'
-    if any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or
-           part._backward_pre_hooks for part in net.children()):
+    if _has_hooks(net) or any(_has_hooks(part) for part in net.children()) or any(
+            getattr(torch.nn.modules.module, f'_global_{kind}_hooks') for kind in _KINDS):
         return 'a layer has hooks of PyTorch'
+    if any('forward' in vars(part) for part in net.modules()): return 'a layer has another forward'
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in weights):
+        return 'a weight has hooks of PyTorch, as inside keep_pruned'
     return ''
 
 def _why_optimizer(optimizer: Optimizer, weights: list[nn.Parameter]) -> str:
@@ -457,10 +467,15 @@ def why_usual(
     weights = [p for o in layers.values() for p in (o.weight, o.bias)]
     why = _why_layers(run.net, layers) or _why_optimizer(run.optimizer, weights)
     if why: return why
-    if getattr(objective, 'loss', None) is not F.cross_entropy: return 'the loss is of another kind'
-    inside = [hook for hook in hooks if type(hook).on_gradient is not Hook.on_gradient or
-              type(hook).before_step not in (Hook.before_step, LearningRate.before_step)]
-    if inside: return f'{type(inside[0]).__name__} acts inside a step'
+    if (getattr(objective, 'loss', None) is not F.cross_entropy or
+            getattr(objective, 'plain', None) is not objective):  # a wrapper has its attributes, too
+        return 'the loss is of another kind'
+    for hook in hooks:
+        kind = type(hook)
+        inside = kind.on_gradient is not Hook.on_gradient or kind.before_step is not Hook.before_step
+        if inside and kind is not RateOfStep: return f'{kind.__name__} acts inside a step'
+        if hook.writes and not kind.__module__.startswith('lotterybook.'):
+            return f'{kind.__name__} may change weights: give it writes = False if it does not'
     if run.masks.keys() - {f'{name}.weight' for name in layers}: return 'a bias has a mask'
     x, y, first, last = data.x_train, data.y_train, *[list(layers.values())[i] for i in (0, -1)]
     flat = x.dim() == 2 or type(next(run.net.children())) is nn.Flatten
@@ -528,6 +543,9 @@ class CompiledStep:
         run: Run,  # of the steps before
     ) -> None:
         "Put weights and moments back, if they are newer than those of the network."
+        if self.ahead and run.held is not self.of[0]:
+            raise ValueError('masks were set by a hook whose `reads` says that it reads no weights: '
+                             'leave out its `reads`')
         if self.ahead: self.way.store(run.optimizer)
         self.ahead = False
 
@@ -540,8 +558,7 @@ class CompiledStep:
 
     def _begin(self, run: Run, objective: Objective, hooks: Iterable[Hook]) -> None:
         "At a first step, or with new masks or hooks: choose the way."
-        if self.ahead: raise ValueError('masks were set by a hook whose `reads` says that it reads '
-                                        'no weights: leave out its `reads`')
+        self.store(run)
         why = ('batches are not rows' if not isinstance(run.batch, Tensor) or run.batch.dim() != 1
                or run.batch.dtype != torch.int64 else why_usual(run, self.data, objective, hooks))
         self.of, self.way, self.current = (run.held, objective, hooks), None, False

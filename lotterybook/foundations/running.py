@@ -237,7 +237,7 @@ class Run:
 # %% ../../nbs/7_foundations/742_running.ipynb #export-advance
 class Hook:
     "Three moments of a step. A hook keeps no state of its own: that goes into `run.extra`."
-    writes = True  # might it write weights? False lets a search rely on PyTorch's count of writes
+    writes = True  # might it write weights, or the optimizer's memory? False lets a search rely on PyTorch's count of writes
     def reads(self, run: Run) -> bool:
         "Will `after_step` of the coming step look at weights, and not ask `run.catch_up()` first?"
         return type(self).after_step is not Hook.after_step

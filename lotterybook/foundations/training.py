@@ -22,7 +22,7 @@ from .compiled_steps import CompiledStep
 from .data import Splits, check_splits
 from .fast_steps import FusedAdam, flushed_denormals
 from .files import folder_lock
-from .hooks import FiniteLoss, LearningRate, ShowProgress
+from .hooks import FiniteLoss, RateOfStep, ShowProgress
 from .progress import progress_bar
 from .randomness import kept_generators, rng
 from .running import (
@@ -153,7 +153,7 @@ def classification(
 ) -> Objective:                       # of pairs of inputs and labels
     "The objective of a classifier."
     def objective(net, batch): return loss(net(batch[0]), batch[1])
-    objective.loss = loss  # a compiled step asks which
+    objective.loss, objective.plain = loss, objective  # a compiled step asks; wrappers are others
     return objective
 
 def train_run(
@@ -190,9 +190,9 @@ def train_run(
     mark  = training_settings(run, rates, data[1:5], **given) if file else {}
     with flushed_denormals(), kept_generators(), \
          progress_bar(steps, progress, unit='step', initial=run.step) as bar:
-        rate    = [LearningRate(lambda run: lr(run.step))] if lr else []
+        rate    = [RateOfStep(lr)] if lr else []
         by_rows = isinstance(step, CompiledStep) and not augment and device.type == 'cpu'
-        if by_rows and step.data.x_train is not data.x_train:
+        if by_rows and any(a is not b for a, b in zip(step.data[1:3], data[1:3])):
             raise ValueError('the compiled step has other training data than this run')
         measure = validation(data, step.evaluate) if by_rows else validation(data)
         hooks   = [*rate, FiniteLoss(eval_every, steps), *hooks,

@@ -84,6 +84,7 @@ class _Watch:
 
 class _BeforeForward:
     "The watch as a hook of a network; in copies and files of the network it does nothing."
+    only_checks = True  # compiled steps may leave it out
     def __init__(self, watch: _Watch | None = None): self.watch = watch
     def __reduce__(self):
         if self.watch and get_spawning_popen():  # in another process it would not count

@@ -1,5 +1,6 @@
 "Compiled steps take the usual step, to rounding, and leave the run as the usual step would."
 import copy
+import functools
 import warnings
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import lotterybook.foundations.compiled_steps as steps
 from lotterybook.foundations.compiled_steps import CompiledStep, lit_pixels, why_usual
 from lotterybook.foundations.data import from_tensors, load
 from lotterybook.foundations.fast_steps import FusedAdam
-from lotterybook.foundations.hooks import ClipGradient, FiniteLoss, LearningRate
+from lotterybook.foundations.hooks import ClipGradient, FiniteLoss, LearningRate, RateOfStep
 from lotterybook.foundations.networks import lenet
 from lotterybook.foundations.running import Hook, Run, advance
 from lotterybook.foundations.sparse_inputs import SparseInputLinear
@@ -137,7 +138,7 @@ def test_inputs_without_zeros():
     check_same(*both(data=data)[:2])
 
 def test_the_rate_of_each_step():
-    def rate(): return [LearningRate(lambda run: 1e-3/(1 + run.step))]
+    def rate(): return [RateOfStep(lambda step: 1e-3/(1 + step))]
     check_same(*both(hooks=rate)[:2])
 
 @pytest.mark.parametrize('density', (.1, 1))
@@ -155,13 +156,58 @@ def test_hooks_read_true_weights(density):
 
 @pytest.mark.parametrize('density', (.1, 1))
 def test_hooks_write_weights(density):
+    "One of the library may; another goes the usual way, where a pruned weight that it moves is zero after the next step."
     class Shrink(Hook):
+        __module__ = 'lotterybook.a_page'
         def after_step(self, run):
             for p in run.net.parameters(): p.data *= .97
     check_same(*both(hooks=lambda: [Shrink()], density=density)[:2])
+    class Noise(Hook):
+        def after_step(self, run):
+            if run.step == 5:
+                with torch.no_grad(): [p.add_(.1) for p in run.net.parameters()]
+    with pytest.warns(UserWarning, match='Noise may change weights: give it writes = False'):
+        run = advance(make(density=density), cross_entropy, rows(), 20, [Noise()], CompiledStep(digits))
+    usual = advance(make(density=density), cross_entropy, pairs(), 20, [Noise()])
+    for p, q in zip(run.net.parameters(), usual.net.parameters()): assert p.equal(q)
+    assert not any(run.held.revived().values())
+
+@pytest.mark.parametrize('hook', (lambda run: run.net.register_forward_hook(lambda m, i, o: o/5),
+                                  lambda run: run.net.register_forward_pre_hook(lambda m, i: (i[0]*.1,)),
+                                  lambda run: run.net[1].weight.register_hook(lambda g: g/2),
+                                  lambda run: torch.nn.modules.module.register_module_forward_hook(lambda m, i, o: None)))
+def test_hooks_of_pytorch_are_refused(hook):
+    run = make()
+    handle = hook(run)
+    try: assert 'hooks of PyTorch' in steps.why_usual(run, digits, cross_entropy)
+    finally: handle.remove()
+    assert steps.why_usual(run, digits, cross_entropy) == ''
+
+def test_another_forward_is_refused():
+    run = make()
+    run.net[1].forward = lambda x: x
+    assert steps.why_usual(run, digits, cross_entropy) == 'a layer has another forward'
+
+def test_a_wrapped_objective_is_another_one():
+    @functools.wraps(cross_entropy)
+    def penalized(net, batch): return cross_entropy(net, batch) + 1
+    assert steps.why_usual(make(), digits, penalized) == 'the loss is of another kind'
+
+def test_a_rate_that_looks_at_the_run():
+    rate = LearningRate(lambda run: 1e-3*float(run.loss or 1))
+    assert steps.why_usual(make(), digits, cross_entropy, [rate]) == 'LearningRate acts inside a step'
+
+def test_masks_set_unseen_in_the_last_step():
+    class Late(Hook):
+        writes = False
+        def reads(self, run): return False
+        def after_step(self, run):
+            if run.step == 20: run.set_masks(masked(run.net, .05, 1))
+    with pytest.raises(ValueError, match='leave out its `reads`'): both(hooks=lambda: [Late()])
 
 class NewMasks(Hook):
     "Other masks after ten steps; weights that come back begin at 1/64."
+    __module__ = 'lotterybook.a_page'
     def __init__(self, density): self.density = density
     def after_step(self, run):
         if run.step != 10: return
@@ -178,6 +224,7 @@ def test_masks_change(before, after):
 
 def test_a_hook_that_says_it_reads_nothing_sets_masks():
     class Liar(NewMasks):
+        __module__ = 'lotterybook.a_page'
         def reads(self, run): return False
     with pytest.raises(ValueError, match='leave out its `reads`'):
         both(hooks=lambda: [Liar(.05)])
@@ -192,6 +239,7 @@ def test_a_subclass_that_does_more_is_not_trusted():
 
 def test_a_hook_stops_the_run():
     class Stop(Hook):
+        writes = False
         def after_step(self, run): run.stopped = run.step == 7
     fast, usual, _ = both(hooks=lambda: [Stop()])
     assert fast.step == 7
@@ -283,6 +331,8 @@ def test_training_is_the_same_as_ever():
 def test_other_data_is_refused():
     with pytest.raises(ValueError, match='other training data'):
         train_run(make(), digits, 10, step=CompiledStep(load('digits', 1)))
+    with pytest.raises(ValueError, match='other training data'):  # the same images
+        train_run(make(), digits._replace(y_train=digits.y_train.flip(0)), 10, step=CompiledStep(digits))
 
 def test_a_device_that_is_not_the_cpu():
     run = make()

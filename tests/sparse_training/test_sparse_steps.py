@@ -44,6 +44,7 @@ def test_arguments_of_train_run():
     "By place and by name: rate, batch size, hooks; and it continues where the run stands."
     rates = []
     class Look(Hook):
+        writes = False
         def after_step(self, run): rates.append(run.optimizer.param_groups[0]['lr'])
     def lr(step): return .001*(1 + step)
     def both(train):
@@ -104,6 +105,7 @@ def test_others_are_trained_as_ever():
 def test_the_crossover_decides(crossover, way):
     run, step, seen = pruned(.5), CompiledStep(digits, crossover), []
     class Look(Hook):
+        writes = False
         def after_step(self, run): seen.append(isinstance(step.way, _KeptWeights))
     train_run(run, digits, 3, step=step, hooks=[Look()])
     assert seen == [way]*3
