@@ -77,7 +77,8 @@ def move_masks(
                          'random_masks(net, density)')
     for name, mask in run.masks.items():
         if not run.held.net.get_parameter(name).requires_grad:
-            raise ValueError(f'{name!r} is frozen, so nothing can grow there; leave it out of the masks')
+            raise ValueError(f'{name!r} is frozen, so nothing can grow there; '
+                             'leave it out of the masks')
         if not growth[name].max().isfinite():
             raise ValueError(f'the gradient of {name!r} after {run.step} steps is not finite; '
                              'try a smaller learning rate, or look at the batch of that step')

@@ -233,11 +233,11 @@ def draw_methods(
     seeds = sorted({r['seed'] for r in rows})
     of = {(r['method'], r['density'], r['seed']): 100*r['accuracy'] for r in rows}
     colors = [OKABE_ITO[c] for c in 'blue vermilion green orange purple sky'.split()]
-    for i, (method, name) in enumerate(names.items()):
-        values = [[of.get((method, d, s), float('nan')) for d in densities] for s in seeds]
+    for i, (key, name) in enumerate(names.items()):
+        values = [[of.get((key, d, s), float('nan')) for d in densities] for s in seeds]
         look = Method(colors[i % 6], 'os^Dv*XP<'[i % 9], name)
         curve(ax, densities, values, look, end=False, ls='-' if i < 6 else '--')
-    dense = [v for (method, *_), v in of.items() if method == 'dense']
+    dense = [v for (key, *_), v in of.items() if key == 'dense']
     if dense: ax.axhline(sum(dense)/len(dense), color='0.4', ls=':', lw=1)
     remaining_axis(ax)
     ax.set_xticks(densities, [f'{100*d:g}' for d in densities])

@@ -6,7 +6,7 @@
 from __future__ import annotations
 from collections.abc import Callable
 from ..foundations.arguments import checked_name
-from .methods import METHODS, pruned_before, scores_before
+from .methods import METHODS, scores_before
 
 # %% auto #0
 __all__ = ['magnitude_shuffled', 'magnitude_inverted', 'magnitude_reinitialized', 'snip_shuffled', 'snip_inverted',
