@@ -7,12 +7,12 @@ A ticket: a small network inside yours that learns as well, found with your own 
     tickets = find_ticket(make_run, train_it, rounds=5)       # one Ticket a round
     save_ticket, load_ticket, rewind                          # what becomes of it
     save_compact, load_compact                                # a small file (page 380)
-    pruner(.2, magnitude, per_layer)                          # other ways to prune; global_
+    pruner(.2, magnitude, per_layer)              # other ways to prune; global_, snip, synflow
     prune_and_retrain(Run(net), ...)                          # a network already trained (page 350)
     train, train_run, evaluate, load('digits'), lenet(64)     # a classifier, if you have none
 
 A pruned network: pruned weights stay exactly zero in any loop (pages 200, 240)
-    full_masks(net), masks_from_zeros, apply_masks, report, mask_coverage; ticket_to_torch
+    full_masks(net), masks_from_zeros, apply_masks, report, mask_coverage; RigL, train_sparse
 
 Ordered neurons: an LSTM whose gates show phrases (pages 110, 130)
     ONLSTM(32, 64, chunk_size=2)                              # in place of nn.LSTM; cumax
@@ -38,6 +38,13 @@ __getattr__, __dir__ = _front_doors(__name__, {
     'pruning.masks': 'prunable full_masks masks_from_zeros masks_from_state_dict apply_masks '
                      'remaining report mask_coverage',
     'pruning.scores': 'magnitude',
+    'sparse_training.snip': 'snip prune_to',
+    'sparse_training.grasp': 'grasp',
+    'sparse_training.synflow': 'synflow',
+    'sparse_training.moving_masks': 'SET random_masks finish_step',
+    'sparse_training.rigl': 'RigL GradualPruning',
+    'sparse_training.sparse_steps': 'train_sparse',
+    'sparse_training.sparse_convolutions': 'sparse_run',
     'pruning.allocation': 'per_layer global_',
     'pruning.schedules': 'pruner',
     'pruning.masked_training': 'keep_pruned',

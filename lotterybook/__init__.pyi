@@ -14,6 +14,14 @@ from .pruning.masks import (
     masks_from_state_dict as masks_from_state_dict, apply_masks as apply_masks,
     remaining as remaining, report as report, mask_coverage as mask_coverage)
 from .pruning.scores import magnitude as magnitude
+from .sparse_training.snip import snip as snip, prune_to as prune_to
+from .sparse_training.grasp import grasp as grasp
+from .sparse_training.synflow import synflow as synflow
+from .sparse_training.moving_masks import (
+    SET as SET, random_masks as random_masks, finish_step as finish_step)
+from .sparse_training.rigl import RigL as RigL, GradualPruning as GradualPruning
+from .sparse_training.sparse_steps import train_sparse as train_sparse
+from .sparse_training.sparse_convolutions import sparse_run as sparse_run
 from .pruning.allocation import per_layer as per_layer, global_ as global_
 from .pruning.schedules import pruner as pruner
 from .pruning.masked_training import keep_pruned as keep_pruned

@@ -1472,6 +1472,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                               'lotterybook/sparse_training/moving_masks.py'),
                                                           'lotterybook.sparse_training.moving_masks.SET': ( '4_sparse_training/moving_masks.html#set',
                                                                                                             'lotterybook/sparse_training/moving_masks.py'),
+                                                          'lotterybook.sparse_training.moving_masks.SET.__init__': ( '4_sparse_training/moving_masks.html#set.__init__',
+                                                                                                                     'lotterybook/sparse_training/moving_masks.py'),
                                                           'lotterybook.sparse_training.moving_masks.SET.after_step': ( '4_sparse_training/moving_masks.html#set.after_step',
                                                                                                                        'lotterybook/sparse_training/moving_masks.py'),
                                                           'lotterybook.sparse_training.moving_masks.SET.reads': ( '4_sparse_training/moving_masks.html#set.reads',

@@ -133,8 +133,15 @@ def finish_step(
 
 # %% ../../nbs/4_sparse_training/440_moving_masks.ipynb #export-set
 class SET(MaskMover):
-    ("Drop the smallest weights, grow as many at random. Mocanu et al. (2018), algorithm 1, "
-     "who rank positive and negative weights apart.")
+    "Drop the smallest weights, grow as many at random. After Mocanu et al. (2018), algorithm 1."
+    def __init__(self,
+        every: int,             # steps between updates of the masks
+        end: int,               # no update from here on
+        fraction: float = .3,   # of the kept weights of each layer that an update moves; ζ there
+        anneal: bool = False,   # let the fraction fall to 0 at `end`, along a cosine
+    ):
+        super().__init__(every, end, fraction, anneal)
+
     def reads(self, run: Run) -> bool:
         "Only the weights after a step with an update."
         return self.fraction_at(run.step + 1) > 0
