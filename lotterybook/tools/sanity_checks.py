@@ -9,10 +9,7 @@ from ..foundations.arguments import checked_name
 from .methods import METHODS, scores_before
 
 # %% auto #0
-__all__ = ['magnitude_shuffled', 'magnitude_inverted', 'magnitude_reinitialized', 'snip_shuffled', 'snip_inverted',
-           'snip_reinitialized', 'iterated_snip_shuffled', 'iterated_snip_inverted', 'iterated_snip_reinitialized',
-           'grasp_shuffled', 'grasp_inverted', 'grasp_reinitialized', 'synflow_shuffled', 'synflow_inverted',
-           'synflow_reinitialized', 'ticket_shuffled', 'ticket_reinitialized', 'checked']
+__all__ = ['checked']
 
 # %% ../../nbs/8_tools/865_sanity_checks.ipynb #export-checked
 class _NoTraining:
@@ -71,10 +68,7 @@ def checked(
     return method
 
 _CHANGES = 'shuffled', 'inverted', 'reinitialized'
-(magnitude_shuffled, magnitude_inverted, magnitude_reinitialized,
- snip_shuffled, snip_inverted, snip_reinitialized,
- iterated_snip_shuffled, iterated_snip_inverted, iterated_snip_reinitialized,
- grasp_shuffled, grasp_inverted, grasp_reinitialized,
- synflow_shuffled, synflow_inverted, synflow_reinitialized) = (
-    checked(name, change) for name in scores_before() for change in _CHANGES)
-ticket_shuffled, ticket_reinitialized = (checked('ticket', change) for change in _CHANGES[::2])
+# by name, for `compare`: snip_shuffled, magnitude_inverted, ticket_reinitialized ...
+globals().update({f"{name.removesuffix('_at_init')}_{change}": checked(name, change)
+                  for name in (*scores_before(), 'ticket') for change in _CHANGES
+                  if (name, change) != ('ticket', 'inverted')})
