@@ -23,7 +23,7 @@ from .data import Splits, check_splits
 from .fast_steps import FusedAdam
 from .hooks import RateOfStep
 from .running import Hook, Objective, Run, take_step
-from .sparse_inputs import SparseInputLinear, compiled
+from .sparse_inputs import SparseInputLinear, _frame, compiled
 
 # %% ../../nbs/7_foundations/749_compiled_steps.ipynb #export-lanes
 LANES = 64  # examples side by side: four vectors of AVX-512, eight of AVX2
@@ -127,19 +127,9 @@ def _adam(p, g, m, v, lr, beta1, beta2, eps, t):
 # %% ../../nbs/7_foundations/749_compiled_steps.ipynb #export-compile
 def _lanes_on_the_stack() -> None:
     "Tell Numba to compile `_lanes()` as 64 numbers in the function's own frame."
-    from llvmlite import ir
-    from numba import carray, types
-    from numba.core import cgutils
-    from numba.extending import intrinsic, overload
-
-    @intrinsic
-    def frame(context):
-        "The address of 64 numbers that live as long as the function that asks."
-        def build(context, builder, signature, arguments):
-            place = cgutils.alloca_once(builder, ir.ArrayType(ir.FloatType(), LANES))
-            place.align = 64
-            return builder.bitcast(place, ir.FloatType().as_pointer())
-        return types.CPointer(types.float32)(), build
+    from numba import carray
+    from numba.extending import overload
+    frame = _frame(LANES)
 
     @overload(_lanes, inline='always')  # inline: the frame must be that of the loop itself
     def lanes():

@@ -237,7 +237,8 @@ class Run:
 # %% ../../nbs/7_foundations/742_running.ipynb #export-advance
 class Hook:
     "Three moments of a step. A hook keeps no state of its own: that goes into `run.extra`."
-    writes = True  # might it write weights, or the optimizer's memory? False lets a search rely on PyTorch's count of writes
+    writes = True  # might it write weights, or the optimizer's memory?
+                   # False lets a search rely on PyTorch's count of writes
     def reads(self, run: Run) -> bool:
         "Will `after_step` of the coming step look at weights, and not ask `run.catch_up()` first?"
         return type(self).after_step is not Hook.after_step
@@ -255,6 +256,10 @@ def take_step(
     loss = objective(run.net, run.batch)
     loss.backward(torch.ones_like(loss))  # of a vector of losses: their sum
     run.loss = loss.detach()
+    _descend(run, hooks)
+
+def _descend(run: Run, hooks: Iterable[Hook]) -> None:
+    "The rest of a step, when all gradients are there."
     for hook in hooks: hook.on_gradient(run)
     run.held.zero_gradients()
     for hook in hooks: hook.before_step(run)

@@ -117,6 +117,23 @@ def compiled(
         kernel._cache = _checked_cache(function)
     return kernel
 
+def _frame(n: int) -> Callable:
+    "For Numba: the address of n floats on the stack. No array can be there, so they stay in registers."
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+    @intrinsic
+    def frame(typing):
+        "The address, in the frame of the function that asks."
+        def build(context, builder, signature, arguments):
+            "64 bytes are a cache line."
+            place = cgutils.alloca_once(builder, ir.ArrayType(ir.FloatType(), n))
+            place.align = 64
+            return builder.bitcast(place, ir.FloatType().as_pointer())
+        return types.CPointer(types.float32)(), build
+    return frame
+
 @cache
 def _kernel():
     "The compiled kernel; None where Numba is not installed."

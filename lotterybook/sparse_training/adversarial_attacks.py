@@ -120,6 +120,7 @@ def averaged_gradient(
     "The mean of the gradients at random nearby points. Smilkov et al. (2017)."
     checked_size(samples, 'samples')
     def gradient(net, x, y, generator):
+        "The mean over near points."
         near = (x + radius*_random(x, generator, torch.randn) for _ in range(samples))
         return sum(input_gradient(net, z, y, loss=loss) for z in near)/samples
     return gradient
@@ -133,6 +134,7 @@ def finite_differences(
     checked_size(samples, 'samples')
     @torch.no_grad()
     def gradient(net, x, y, generator):
+        "Random directions, each times the change of the loss along it."
         total = torch.zeros_like(x)
         with evaluating(net):
             for _ in range(samples):
@@ -186,6 +188,7 @@ def random_search(
     "Set random pixels to x ± ε, keep what helps: no gradient. After Andriushchenko et al. (2020)."
     low, high = _box(x, eps)
     def trial(z, share):
+        "Some pixels at random set to the end of their range."
         sign = _random(x, generator) < .5
         pick = _random(x, generator) < share
         return torch.where(pick, torch.where(sign, low, high), z)

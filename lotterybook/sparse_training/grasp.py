@@ -133,6 +133,7 @@ def relative_times(
     checked_size(repeats, 'repeats')
     masks, trained, ratios = full_masks(net), deepcopy(unwrapped(net)), {k: [] for k in scores}
     def seconds(call, *args):
+        "Of one call, until a GPU is done, too."
         began = time.perf_counter()
         call(*args)
         if cuda_in_use(): torch.cuda.synchronize()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from ..foundations.arguments import checked_fraction, checked_size
 from ..foundations.randomness import rng
-from ..foundations.running import Hook, Masks, Run, check_masks
+from ..foundations.running import Hook, Masks, Run, _descend, check_masks
 from ..pruning.allocation import erk, keep_top
 from ..pruning.masks import kept, remaining
 from ..pruning.scores import random_scores
@@ -123,11 +123,7 @@ def finish_step(
 ) -> None:
     "After `backward`, in place of `optimizer.step()`: the rest of a masked step, in any loop."
     hooks = list(hooks)
-    for hook in hooks: hook.on_gradient(run)
-    run.held.zero_gradients()
-    for hook in hooks: hook.before_step(run)
-    run.optimizer.step()
-    run.held.zero()
+    _descend(run, hooks)
     run.step += 1
     for hook in hooks: hook.after_step(run)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..foundations.running import Masks, Run, unwrapped
-from ..foundations.sparse_inputs import _recorded, compiled, refuse_script
+from ..foundations.sparse_inputs import _frame, _recorded, compiled, refuse_script
 from ..pruning.masks import check_masks
 
 # %% ../../nbs/4_sparse_training/480_sparse_convolutions.ipynb #export-sums
@@ -120,28 +120,13 @@ def _nonzero(w):
     return n
 
 # %% ../../nbs/4_sparse_training/480_sparse_convolutions.ipynb #export-compile
-def _register_tile():
-    "For Numba: `_TILE` floats to which nothing else points; so they stay in registers."
-    from llvmlite import ir
-    from numba import types
-    from numba.core import cgutils
-    from numba.extending import intrinsic
-    @intrinsic
-    def tile(typing):
-        def build(context, builder, signature, arguments):
-            place = cgutils.alloca_once(builder, ir.ArrayType(ir.FloatType(), _TILE))
-            place.align = 64
-            return builder.bitcast(place, ir.FloatType().as_pointer())
-        return types.CPointer(types.float32)(), build
-    return tile
-
 @cache
 def _kernels():
     "The compiled kernels; None where Numba is not installed."
     global _carray, _registers, _lay_out, _take_out, _shifted_sums, _sums_and_dots
     try: from numba import carray as _carray
     except ImportError: return None
-    _registers = _register_tile()
+    _registers = _frame(_TILE)
     _lay_out, _take_out = compiled(_lay_out), compiled(_take_out)
     _shifted_sums, _sums_and_dots = compiled(_shifted_sums), compiled(_sums_and_dots)
     return SimpleNamespace(forward=compiled(_forward), backward=compiled(_backward),
@@ -328,6 +313,7 @@ class _PoolFunction(torch.autograd.Function):
     "`F.max_pool2d(x, 2)`."
     @staticmethod
     def forward(ctx, x):
+        "The largest of four pixels, and which one it was."
         ctx.shape  = x.shape
         ctx.which  = x.new_empty(*x.shape[:2], x.shape[2]//2, x.shape[3]//2, dtype=torch.uint8)
         out = x.new_empty(ctx.which.shape)
@@ -336,6 +322,7 @@ class _PoolFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, delta):
+        "The gradient goes to that pixel."
         if torch.is_grad_enabled():  # create_graph: differentiated again
             each = torch.stack([delta*(ctx.which == i) for i in range(4)], 2)
             odd  = 0, ctx.shape[3] % 2, 0, ctx.shape[2] % 2
@@ -350,6 +337,7 @@ class _MaxPool(nn.MaxPool2d):
     __prepare_scriptable__ = refuse_script
     def __reduce_ex__(self, protocol): return _plain(self, nn.MaxPool2d)
     def forward(self, x):
+        "As `nn.MaxPool2d`."
         fit = (not _recorded() and x.dim() == 4 and x.numel() and x.is_contiguous() and
                x.device.type == 'cpu' and x.dtype == torch.float32 and min(x.shape[2:]) > 1 and
                _kernels())

@@ -233,7 +233,8 @@ def draw_methods(
     seeds = sorted({r['seed'] for r in rows})
     of = {(r['method'], r['density'], r['seed']): 100*r['accuracy'] for r in rows}
     colors = [OKABE_ITO[c] for c in 'blue vermilion green orange purple sky'.split()]
-    for i, (key, name) in enumerate(names.items()):
+    there = {r['method'] for r in rows}
+    for i, (key, name) in enumerate((k, v) for k, v in names.items() if k in there):
         values = [[of.get((key, d, s), float('nan')) for d in densities] for s in seeds]
         look = Method(colors[i % 6], 'os^Dv*XP<'[i % 9], name)
         curve(ax, densities, values, look, end=False, ls='-' if i < 6 else '--')

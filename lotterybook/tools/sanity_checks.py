@@ -64,7 +64,7 @@ def checked(
         run.set_masks(masks)
         train(run)
         return run
-    method.__doc__ = f'`{name}`, {change}.'
+    method.__doc__ = f'`{name}`, {change}.'  # in the table of a comparison
     return method
 
 _CHANGES = 'shuffled', 'inverted', 'reinitialized'

@@ -2,6 +2,8 @@
 import copy, warnings
 from functools import partial
 import pytest, torch
+from sameness import same
+from scored import OddNet, state
 from torch import nn
 from torch.nn import functional as F
 from lotterybook.foundations.networks import batchnorm_mlp, lenet
@@ -182,30 +184,11 @@ def test_no_temperature(temperature):
 
 # --- what it leaves alone
 
-class Dropped(nn.Module):
-    "Dropout, a batch norm, a frozen layer, a shared weight."
-    def __init__(self):
-        super().__init__()
-        self.first, self.again, self.norm, self.drop = nn.Linear(5, 5), nn.Linear(5, 5), nn.BatchNorm1d(5), nn.Dropout(.5)
-        self.again.weight = self.first.weight
-        self.frozen, self.out = nn.Linear(5, 5).requires_grad_(False), nn.Linear(5, 3)
-        self.double()
-    def forward(self, x): return self.out(self.frozen(self.drop(self.norm(self.again(self.first(x)).tanh()))))
-
-def state(net):
-    "All that a score might change."
-    return ({k: v.clone() for k, v in net.state_dict().items()}, {n: m.training for n, m in net.named_modules()},
-            {n: (id(p), p.requires_grad, p.grad) for n, p in net.named_parameters()},
-            [len(m._forward_hooks) for m in net.modules()], torch.get_rng_state())
-
-def same(a, b): return (a[0].keys() == b[0].keys() and all(torch.equal(a[0][k], b[0][k]) for k in a[0]) and
-                        a[1:4] == b[1:4] and torch.equal(a[4], b[4]))
-
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('n', [1, 3])
 def test_the_network_is_left_alone(training, n):
     torch.manual_seed(0)
-    net = Dropped().train(training)
+    net = OddNet().double().train(training)
     net.out.bias.grad = torch.ones(3).double()
     masks = full_masks(net, include=['first.weight', 'frozen.weight'])
     before = state(net)
@@ -215,7 +198,7 @@ def test_the_network_is_left_alone(training, n):
 def test_the_same_noise_in_both_passes():
     "Three times a batch, each with its own dropout, is its sum three times: the second pass sees that of the first."
     torch.manual_seed(0)
-    net = Dropped()
+    net = OddNet().double()
     masks, batch, n = full_masks(net), examples(), 3
     def three(net, batch): return sum(loss(net, batch) for _ in range(n))
     close(plain(net, masks, loss, [batch]*n), plain(net, masks, three, [batch]))
@@ -225,7 +208,7 @@ def test_the_same_noise_in_both_passes():
 def test_frozen_and_shared():
     "By both uses of a shared weight, and where it is frozen."
     torch.manual_seed(0)
-    net = Dropped().eval()
+    net = OddNet().double().eval()
     masks = full_masks(net, include=['first.weight', 'frozen.weight'])
     close(plain(net, masks, loss, [examples()]), by_hessian(net, masks, loss, examples()))
 

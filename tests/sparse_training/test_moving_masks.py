@@ -1,14 +1,12 @@
 "Masks that move: exact counts, new weights from zero, kill and resume, and a loop of one's own."
-from functools import partial
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from kills import Kill, killed_and_resumed
+from movers import OPTIMIZERS, batches, data, make, train
 from sameness import same
 from torch import nn
 from torch.nn import functional as F
 from lotterybook.foundations.checkpoints import advance_kept
-from lotterybook.foundations.data import load
-from lotterybook.foundations.fast_steps import FusedAdam
 from lotterybook.foundations.networks import lenet
 from lotterybook.foundations.randomness import rng
 from lotterybook.foundations.running import Hook, Run, advance
@@ -20,18 +18,7 @@ from lotterybook.sparse_training.moving_masks import (
 from lotterybook.sparse_training.rigl import RigL
 torch.set_num_threads(1)
 
-data = load('digits')
-batches = example_batches(data.x_train, data.y_train, 50, 0)
-OPTIMIZERS = dict(sgd=partial(torch.optim.SGD, lr=.1, momentum=.9, weight_decay=1e-3),
-                  adam=partial(torch.optim.Adam, lr=4e-3, weight_decay=1e-3),
-                  adamw=partial(torch.optim.AdamW, lr=4e-3), fused=partial(FusedAdam, lr=4e-3))
 MOVERS = dict(set=SET(10, 35), rigl=RigL(10, 35))
-
-def make(optimizer='adam', density=.05, seed=0):
-    net = lenet(64, seed=seed)
-    return Run(net, OPTIMIZERS[optimizer](net.parameters()), random_masks(net, density, seed), seed)
-
-def train(run, end, *hooks): return advance(run, classification(), batches, end, hooks)
 
 class Watch(Hook):
     "Masks after each step, by step."
@@ -268,7 +255,7 @@ def test_accumulated_gradients(mover, optimizer):
     plain = batches
     try:
         batches = lambda start, end: ((x.double(), y) for x, y in plain(start, end))
-        train(whole, 35, MOVERS[mover], watch)
+        train(whole, 35, MOVERS[mover], watch, batches=batches)
         own_loop(parts, 35, [MOVERS[mover]], pieces=5)
     finally: batches = plain
     assert same(parts.masks, whole.masks) and parts.step == 35

@@ -1,14 +1,12 @@
 "RigL sees the dense gradient, an update takes the place of a step; gradual pruning is exact."
 import math
-from functools import partial
 import pytest, torch
 from kills import Kill, killed_and_resumed
+from movers import OPTIMIZERS, batches, data, make, train
 from sameness import same
 from torch import nn
 from torch.nn import functional as F
 from lotterybook.foundations.checkpoints import advance_kept, snapshot
-from lotterybook.foundations.data import load
-from lotterybook.foundations.fast_steps import FusedAdam
 from lotterybook.foundations.hooks import ClipGradient, LearningRate
 from lotterybook.foundations.networks import lenet
 from lotterybook.foundations.running import Hook, Run, advance
@@ -20,19 +18,6 @@ from lotterybook.sparse_training.moving_masks import exploration_rate, finish_st
 from lotterybook.sparse_training.rigl import (
     GradualPruning, RigL, step_ratio, training_multiply_adds)
 torch.set_num_threads(1)
-
-data = load('digits')
-batches = example_batches(data.x_train, data.y_train, 50, 0)
-OPTIMIZERS = dict(sgd=partial(torch.optim.SGD, lr=.1, momentum=.9, weight_decay=1e-2),
-                  adam=partial(torch.optim.Adam, lr=4e-3, weight_decay=1e-2),
-                  adamw=partial(torch.optim.AdamW, lr=4e-3), fused=partial(FusedAdam, lr=4e-3))
-
-def make(optimizer='adam', density=.05, seed=0):
-    net = lenet(64, seed=seed)
-    masks = random_masks(net, density, seed) if density < 1 else full_masks(net)
-    return Run(net, OPTIMIZERS[optimizer](net.parameters()), masks, seed)
-
-def train(run, end, *hooks): return advance(run, classification(), batches, end, hooks)
 
 class Linear4(nn.Module):
     "Four weights: the output is their sum with the input, the loss pulls it to a target."

@@ -2,6 +2,8 @@
 import copy, warnings
 from functools import partial
 import pytest, torch
+from sameness import same
+from scored import OddNet, state
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -102,26 +104,9 @@ def test_a_vector_of_losses_is_summed():
 
 # --- what it leaves alone
 
-class Dropped(nn.Module):
-    "Dropout, a batch norm, a frozen layer, a shared weight."
-    def __init__(self):
-        super().__init__()
-        self.first, self.again, self.norm, self.drop = nn.Linear(5, 5), nn.Linear(5, 5), nn.BatchNorm1d(5), nn.Dropout(.5)
-        self.again.weight = self.first.weight
-        self.frozen, self.out = nn.Linear(5, 5).requires_grad_(False), nn.Linear(5, 3)
-    def forward(self, x): return self.out(self.frozen(self.drop(self.norm(self.again(self.first(x))))))
-
-def state(net):
-    "All that a score might change."
-    return ({k: v.clone() for k, v in net.state_dict().items()}, {n: m.training for n, m in net.named_modules()},
-            {n: (id(p), p.requires_grad, p.grad) for n, p in net.named_parameters()}, torch.get_rng_state())
-
-def same(a, b): return (a[0].keys() == b[0].keys() and all(torch.equal(a[0][k], b[0][k]) for k in a[0]) and
-                        a[1:3] == b[1:3] and torch.equal(a[3], b[3]))
-
 @pytest.mark.parametrize('training', [True, False])
 def test_the_network_is_left_alone(training):
-    net = Dropped().train(training)
+    net = OddNet().train(training)
     net.norm.eval()  # a layer with a mode of its own
     net.first.bias.grad = torch.ones(5)
     before, masks = state(net), full_masks(net)
@@ -130,7 +115,7 @@ def test_the_network_is_left_alone(training):
 
 def test_the_same_twice():
     "Dropout takes its noise from the global generator, which stays: the same call gives the same."
-    net = Dropped()
+    net = OddNet()
     a, b = (snip(net, full_masks(net), loss, [examples()]*2) for _ in range(2))
     assert all(torch.equal(a[name], b[name]) for name in a)
     torch.manual_seed(5)
@@ -138,7 +123,7 @@ def test_the_same_twice():
 
 def test_frozen_and_shared_weights_with_a_mask():
     "A mask that is given is scored: by both uses of a shared weight, and where it is frozen."
-    net = Dropped().eval()
+    net = OddNet().eval()
     masks = full_masks(net, include=['first.weight', 'frozen.weight'])
     scores = snip(net, masks, loss, [examples()])
     free = copy.deepcopy(net).requires_grad_(True)
