@@ -51,6 +51,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'lotterybook/foundations/claims.py'),
                                                 'lotterybook.foundations.claims.decide': ( '7_foundations/claims.html#decide',
                                                                                            'lotterybook/foundations/claims.py'),
+                                                'lotterybook.foundations.claims.draw_claims': ( '7_foundations/claims.html#draw_claims',
+                                                                                                'lotterybook/foundations/claims.py'),
                                                 'lotterybook.foundations.claims.holm': ( '7_foundations/claims.html#holm',
                                                                                          'lotterybook/foundations/claims.py'),
                                                 'lotterybook.foundations.claims.p_value': ( '7_foundations/claims.html#p_value',

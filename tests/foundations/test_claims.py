@@ -1,7 +1,8 @@
 "Claims: verdicts and intervals by hand, groups that no row has, rows and claims that do not fit."
 import math
 import pytest
-from lotterybook.foundations.claims import compare, decide, p_value, verdict, verdict_groups, verdict_table
+from lotterybook.foundations.claims import (
+    compare, decide, draw_claims, p_value, verdict, verdict_groups, verdict_table)
 from lotterybook.foundations.results import interval
 
 rows = [dict(seed=s, condition=c, round=r, stop=1. + s) for s in range(5) for c, r in (('ticket', 1), ('reinit', 2))]
@@ -122,6 +123,22 @@ def test_groups_of_verdicts():
     assert verdict_groups(pair, lambda c: 'both', percent).data.split('\n')[2] == '| both (2) | -50.0 % to -25.0 % | 2 hold (1 not by Holm) |'
     lines = verdict_groups(got, lambda c: c['compare']).data.split('\n')
     assert lines[2:] == ['| relative (2) | -0.250 | 1 holds, 1 undecided |', '| difference (1) | -100.000 | 1 fails |']
+
+def test_the_picture_of_verdicts():
+    "A line each; colour by verdict, hollow if Holm's rule undoes it, a mark at a margin that is not 0."
+    import matplotlib.pyplot as plt
+    got = [dict(o, holm=True) for o in decide(steps, [earlier, dict(earlier, side='above'), dict(earlier, margin=-.25)], least=3)]
+    nothing, = decide([*steps, dict(seed=9, condition='late', stop=1)], [dict(earlier, condition='late')])
+    fig, ax = plt.subplots()
+    draw_claims([got[0], dict(got[0], holm=False), got[1], got[2], nothing], ax, list('abcde'))
+    points = [line for line in ax.lines if line.get_marker() == 'o']
+    assert [line.get_xdata()[0] for line in points] == [-25]*4
+    look = [(line.get_color(), line.get_markerfacecolor() == 'white') for line in points]
+    assert look[0][0] == look[1][0] and [hollow for _, hollow in look] == [False, True, False, False]
+    assert len({color for color, _ in look}) == 3
+    marks = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == '|' and line.get_markersize() == 14]
+    assert marks == [-25] and [o.get_text() for o in ax.get_yticklabels()] == list('abcde')
+    plt.close(fig)
 
 def test_log_ratio():
     "Twice and half are equally far from the same; what has no logarithm is named."
