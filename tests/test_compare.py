@@ -4,7 +4,7 @@ import pytest, torch
 from lotterybook.foundations.arguments import plain
 from lotterybook.foundations.running import Hook
 from lotterybook.pruning.allocation import per_layer
-from lotterybook.tools.compare import Training, compare, compare_settings, comparison_text, measured
+from lotterybook.tools.compare import Training, compare, compare_settings, comparison_table, comparison_text, measured
 from lotterybook.tools.methods import METHODS, cut_to, method
 from lotterybook.tools.sanity_checks import checked
 from lotterybook.tools.command_line import main
@@ -173,6 +173,8 @@ def test_the_command_with_a_method_of_ones_own(tmp_path, monkeypatch, capsys):
 def test_text_has_an_interval_from_five_seeds_on():
     rows = [dict(equal='training', method='a', density=.1, seed=s, accuracy=.9 + s/100, spent=1.) for s in range(5)]
     assert '92.0 ±2.0 (1)' in comparison_text(rows) and '±' not in comparison_text(rows[:4])
+    lines = comparison_table(rows, {rows[0]['method']: 'my method', 'other': 'not there'}, 'way').data.split('\n')
+    assert lines[0].startswith('| way | ') and len(lines) == 3 and lines[2].startswith('| my method | 92.0 ±2.0 (1)')
 
 def test_bad_settings(tmp_path):
     for wrong in (dict(data='minst'), dict(net='lenett'), dict(steps=3), dict(densities=[1.5]), dict(seeds=0)):

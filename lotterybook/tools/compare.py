@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from ..foundations.arguments import checked_fraction, checked_name, checked_size
 from .methods import METHODS, method
 if TYPE_CHECKING:
+    from IPython.display import Markdown
     from matplotlib.axes import Axes
     from lotterybook.foundations.running import Hook, Run
 
 # %% auto #0
-__all__ = ['Training', 'compare_settings', 'measured', 'compare', 'comparison_text', 'draw_methods']
+__all__ = ['Training', 'compare_settings', 'measured', 'compare', 'comparison_text', 'comparison_table', 'draw_methods']
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-training
 class Training:
@@ -196,30 +197,43 @@ def compare(
     return rows
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-text
-def comparison_text(
-    rows: list[dict], # of `compare`
-) -> str:             # a table for each comparison
-    "Mean test accuracies in percent, with 95 % intervals from five seeds on, and what was spent."
+def _grid(rows: list[dict]) -> tuple:
+    "Sizes, and for each method an entry a size: mean accuracy, half of its interval, cost."
     from lotterybook.foundations.results import mean_interval
-    def shown(group):
+    sizes, groups = sorted({r['density'] for r in rows}, reverse=True), {}
+    for r in rows: groups.setdefault((r['method'], r['density']), []).append(r)
+    def entry(group):
         "One entry of the table."
         if not group: return ''
         mean, low, high = mean_interval([100*r['accuracy'] for r in group])
         cost = sum(r['spent'] for r in group)/len(group)
         return f'{mean:.1f}' + ('' if low is None else f' ±{(high - low)/2:.1f}') + f' ({cost:.2g})'
+    return [f'{100*d:g} %' for d in sizes], {
+        m: [entry(groups.get((m, d))) for d in sizes] for m in dict.fromkeys(r['method'] for r in rows)}
+
+def comparison_text(
+    rows: list[dict], # of `compare`
+) -> str:             # a table for each comparison
+    "Mean test accuracies in percent, with 95 % intervals from five seeds on, and what was spent."
     text = []
     for equal in dict.fromkeys(r['equal'] for r in rows):
-        here  = [r for r in rows if r['equal'] == equal]
-        sizes = sorted({r['density'] for r in here}, reverse=True)
-        lines = [['method', *(f'{100*d:g} %' for d in sizes)]]
-        for m in dict.fromkeys(r['method'] for r in here):
-            lines.append([m, *(shown([r for r in here if (r['method'], r['density']) == (m, d)])
-                               for d in sizes)])
+        sizes, entries = _grid([r for r in rows if r['equal'] == equal])
+        lines  = [['method', *sizes], *([m, *line] for m, line in entries.items())]
         widths = [max(map(len, column)) for column in zip(*lines)]
         most  = f', or {_LONGEST:g} times the steps' if equal == 'cost' else ''
         text += [f'Equal {equal}{most}: test accuracy in % (cost in dense trainings), weights kept',
                  *('  '.join(map(str.ljust, line, widths)).rstrip() for line in lines), '']
     return '\n'.join(text)
+
+def comparison_table(
+    rows: list[dict],        # of one comparison
+    names: dict[str, str],   # label of each method, in the order of the lines
+    title: str = 'method',   # above the labels
+) -> Markdown:               # what Jupyter shows as a table
+    "As `comparison_text`, for a page: the methods that are there, by their names."
+    from lotterybook.foundations.results import table
+    sizes, entries = _grid(rows)
+    return table([title, *sizes], ([name, *entries[m]] for m, name in names.items() if m in entries))
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-draw
 def draw_methods(
