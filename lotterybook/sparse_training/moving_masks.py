@@ -139,7 +139,7 @@ class SET(MaskMover):
         super().__init__(every, end, fraction, anneal)
 
     def reads(self, run: Run) -> bool:
-        "Only the weights after a step with an update."
+        "True if the masks move after the coming step: only then the weights are looked at."
         return self.fraction_at(run.step + 1) > 0
 
     def after_step(self, run: Run) -> None:
