@@ -31,8 +31,8 @@ def grasp(
     *,
     temperature: float = 200.,    # what the network puts out is divided by it; 1: as it is
 ) -> dict[str, Tensor]:           # θ ⊙ Hg, of either sign, named and shaped like the masks
-    ("How much gradient flow is lost without a weight: minus the score of Wang et al. (2020), eq. 8. "
-     "Their code also sets linear layers anew before it scores, and adds up two halves of the data.")
+    ("How much gradient flow is lost without a weight: minus the score of Wang et al. (2020), "
+     "eq. 8. Their code also sets linear layers anew first, and adds up two halves of the data.")
     if not 0 < temperature < math.inf:
         raise ValueError(f'temperature={temperature!r} must be a number above 0')
     batches = list(batches)
