@@ -43,6 +43,7 @@ def dense(make_run, train, density, seed):
     train(run)
     return run
 
+# %% ../../nbs/8_tools/855_methods.ipynb #export-by-a-score
 def pruned_before(
     make_run: Callable,                  # as of any method
     train: Callable,                     # as of any method
@@ -80,6 +81,7 @@ def random_run(
     score = partial(random_scores, generator=rng(seed, 'random mask'))
     return pruned_before(make_run, train, density, seed, score, allocation)
 
+# %% ../../nbs/8_tools/855_methods.ipynb #export-random
 def random_uniform(make_run, train, density, seed):
     "A random mask, the same share in each layer."
     from lotterybook.pruning.allocation import per_layer
@@ -122,6 +124,7 @@ def snip(make_run, train, density, seed):
     "One cut by the effect of each weight on the loss, |θ ∂L/∂θ|. Lee et al. (2019)."
     return _by_score('snip', make_run, train, density, seed)
 
+# %% ../../nbs/8_tools/855_methods.ipynb #export-more-scores
 def iterated_snip(make_run, train, density, seed):
     "As `snip`, in a hundred cuts. De Jorge et al. (2021)."
     return _by_score('iterated_snip', make_run, train, density, seed)
