@@ -6,7 +6,7 @@ resume it."""
 # %% auto #0
 __all__ = ['COLUMNS', 'MEASURES', 'search_plan', 'run_file', 'runs_before', 'search_settings', 'search_data', 'step_file',
            'augments', 'recipe_run', 'recipe_pruner', 'classification_parts', 'ticket_file', 'run_one', 'table_row',
-           'finished_runs', 'search', 'draw_search', 'CONDITIONS']
+           'finished_runs', 'search', 'folder_settings', 'draw_search', 'CONDITIONS']
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-imports
 import os
@@ -16,6 +16,7 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 import torch
@@ -23,6 +24,8 @@ from ..foundations.arguments import (
     check_settings, checked_fraction, checked_name, checked_size)
 from ..foundations.augmentation import augmented
 from ..foundations.checksums import read_checked_json, write_checked_json
+from ..foundations.compiled_steps import (
+    CompiledStep, _kernels, _linear_layers, why_usual)
 from ..foundations.data import (
     CLASSIFICATION, DATASETS, Splits, load, standardized)
 from ..foundations.deep_networks import (
@@ -30,7 +33,7 @@ from ..foundations.deep_networks import (
 from ..foundations.files import folder_lock
 from ..foundations.running import Hook, Run
 from ..foundations.sweeps import read_result, read_run, sweep, wanted
-from ..foundations.training import train_run
+from ..foundations.training import classification, train_run
 from ..pruning.allocation import global_, per_layer
 from ..pruning.masks import full_masks, remaining
 from ..pruning.schedules import checked_rounds, pruner
@@ -131,8 +134,17 @@ def search_settings(
         raise ValueError(f'rewind_step={rewind_step} leaves nothing to train of '
                          f'steps={chosen["steps"]}')
     chosen['scale'] = dict(chosen['scale'])
-    return dict(data=data, net=net, rounds=rounds, **chosen, eval_every=eval_every, device=device,
-                precision=precision, rewind_step=rewind_step)
+    found = dict(data=data, net=net, rounds=rounds, **chosen, eval_every=eval_every, device=device,
+                 precision=precision, rewind_step=rewind_step)
+    return found | dict(compiled=_can_be_compiled(found))
+
+def _can_be_compiled(settings: dict) -> bool:
+    "Can the loops of page 749 take all steps? CIFAR-10 has no dark pixels: they would be slow."
+    recipe = RECIPES[settings['net']]
+    with torch.device('meta'): known = bool(_linear_layers(NETWORKS[settings['net']]()))
+    return (known and recipe['optimizer'] == 'adam' and not recipe.get('weight_decay') and
+            torch.device(settings['device']).type == 'cpu' and settings['data'] != 'cifar10' and
+            settings['precision'] == 'float32' and find_spec('numba') is not None)
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-run
 @lru_cache(maxsize=3)
@@ -224,8 +236,17 @@ def classification_parts(
         if file: hooks.append(_CountSteps(file, settings['eval_every']))
         data  = search_data(settings['data'], run.seed)
         until = options if end is None else options | dict(steps=end)
-        with precise(): return train_run(run, data, file=run.file, hooks=hooks, **until)
+        with precise():
+            if settings.get('compiled'): until = until | _compiled(run, data, hooks)
+            return train_run(run, data, file=run.file, hooks=hooks, **until)
     return make_run, train, recipe_pruner(recipe)
+
+def _compiled(run: Run, data: Splits, hooks: list[Hook]) -> dict:
+    "Options of `train_run` for compiled steps; refused where they would be usual ones."
+    if why := why_usual(run, data, classification(), hooks):
+        raise ValueError(f'the settings ask for compiled steps, which are not possible here: {why}. '
+                         'Change that, or give compiled=False and another folder')
+    return dict(step=CompiledStep(data), settings=dict(compiled=True))
 
 def ticket_file(
     out: str | Path,  # folder of a search
@@ -260,7 +281,7 @@ def run_one(
     found = outcome if isinstance(outcome, dict) else dict(outcome=outcome)
     return dict(found, remaining=remaining(masks), seconds=time.perf_counter() - began)
 
-_NEUTRAL = dict(precision='float32', rewind_step=0)  # settings that older searches did not have
+_NEUTRAL = dict(precision='float32', rewind_step=0, compiled=False)  # older searches had none
 
 def _identity(settings: dict) -> dict:
     "The settings that identify a search: not the number of rounds, which may grow."
@@ -301,7 +322,8 @@ def search(
 ) -> list[dict]:        # a row per run, of `table_row`
     "Run what is missing of a search. Interrupted, it resumes when called again, to the same bits."
     with folder_lock(out):
-        _claim(Path(out), settings)
+        settings = folder_settings(settings, out, plan)
+        write_checked_json(Path(out)/'search.json', settings)
         _check_tickets(Path(out), plan)
         started()
         run = partial(run_one, settings=settings, out=str(out), parts=parts)
@@ -319,16 +341,40 @@ def _check_tickets(out: Path, plan: list[dict]) -> None:
             raise ValueError(f'{e}. Its run is finished: remove the ticket and {done}, '
                              'and the same call does them again') from e
 
-def _claim(out: Path, settings: dict) -> None:
-    "Note the settings of a search in its folder; refuse one where another has begun."
-    keep = out/'search.json'
-    if keep.exists() and any((*out.glob('runs/*.json'), *out.glob('ticket-*.safetensors'))):
-        before = read_checked_json(
-            keep, 'remove it, and give the settings that its runs were made with')
-        check_settings(_identity(before), _identity(settings), out)
-        rounds = max(settings.get('rounds', 0), before.get('rounds', 0))  # fewer remove nothing
-        settings = dict(settings, rounds=rounds)
-    write_checked_json(keep, settings)
+# %% ../../nbs/3_tickets/325_replicates.ipynb #export-folder-settings
+def _noted(out: Path) -> dict:
+    "The settings that a folder's search began with; none if nothing is there yet."
+    keep, signs = out/'search.json', ('runs/*.json', 'ticket-*.safetensors', '.*.state', '.*-start')
+    if not keep.exists() or not any(any(out.glob(sign)) for sign in signs): return {}
+    return read_checked_json(keep, 'remove it, and give the settings that its runs were made with')
+
+def _has_usual_ticket(out: Path) -> bool:
+    "Is there a ticket of usual steps? It says so where `search.json` was lost."
+    for file in sorted(out.glob('ticket-*.safetensors')):
+        with suppress(ValueError): return not load_ticket(file).settings['search'].get('compiled')
+    return False
+
+def folder_settings(
+    settings: dict,    # of a search
+    out: str | Path,   # its folder
+    plan: list[dict],  # of `search_plan`
+) -> dict:             # as the folder's runs have them: steps compiled or usual, most rounds
+    "Settings for going on in a folder: with the kind of steps that it was begun with."
+    out    = Path(out)
+    before = _noted(out)
+    ours   = {'compiled', 'net', 'data', 'device', 'precision'} <= settings.keys()
+    may    = ours and settings['compiled'] and _can_be_compiled(settings) and bool(_kernels())
+    if not ours: own = {}
+    else: own = dict(compiled=before.get('compiled', False) if before else
+                     may and not _has_usual_ticket(out))
+    if not before: return settings | own
+    check_settings(_identity(before | own), _identity(settings | own), out)
+    if ours and own['compiled'] and not may and len(finished_runs(out, plan)) < len(plan):
+        why = ('these settings, or a stack, have usual ones: leave that out' if _kernels() else
+               'Numba, which compiles them, is missing here: install it (pip install numba)')
+        raise ValueError(f'{out} was begun with compiled steps; {why}, or name another folder')
+    rounds = max(settings.get('rounds', 0), before.get('rounds', 0))  # fewer remove nothing
+    return settings | own | dict(rounds=rounds)
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-draw
 MEASURES = {  # label, factor

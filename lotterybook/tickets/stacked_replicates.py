@@ -36,9 +36,9 @@ from ..foundations.running import Batches, Hook, Masks, Objective, Run, seeded, 
 from ..foundations.sweeps import sweep
 from ..foundations.training import (
     batch_order, classification, evaluating, holding)
-from lotterybook.tickets.replicates import (
-    classification_parts, finished_runs, run_file, run_one, runs_before, search, search_data,
-    step_file, table_row)
+from .replicates import (
+    classification_parts, finished_runs, folder_settings, run_file, run_one, runs_before, search,
+    search_data, step_file, table_row)
 from .rewinding import check_fit, rewind
 
 # %% ../../nbs/3_tickets/327_stacked_replicates.ipynb #export-stack
@@ -430,6 +430,7 @@ def stacked_search(
 ) -> list[dict]:        # a row per run, of `table_row`
     "`search`, for a GPU: runs that are ready train together, equal up to rounding. It resumes."
     checked_size(at_once, 'at_once')
+    settings  = folder_settings(settings | dict(compiled=False), out, plan)  # steps of its own
     out, make = Path(out), parts(settings)
     there = [{k: run[k] for k in ('seed', 'round', 'condition')}
              for run in finished_runs(out, plan)]

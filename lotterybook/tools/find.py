@@ -32,16 +32,18 @@ def find(
     "Search for winning tickets; print what was done and where it is."
     from lotterybook.foundations.data import fetch
     from lotterybook.foundations.sweeps import cluster
-    from lotterybook.tickets.replicates import (CONDITIONS, finished_runs, search_plan,
-                                                search_settings)
+    from lotterybook.tickets.replicates import (
+        CONDITIONS, finished_runs, folder_settings, search_plan, search_settings)
     checked_size(seeds, 'seeds')
     if stack and scheduler: raise ValueError('a stack is one process: leave out the scheduler')
     if workers is not None: checked_size(workers, 'workers')
     settings = search_settings(data, net, rounds, **settings)
+    if stack: settings['compiled'] = False  # it has steps of its own
     fetch(data)  # missing or damaged files are reported here, not by a worker
     plan = search_plan(rounds, range(seed, seed + seeds), conditions or tuple(CONDITIONS)[:5],
                        control_rounds)
     out  = Path(out).absolute() if scheduler else Path(out)
+    settings = folder_settings(settings, out, plan)
     done = len(finished_runs(out, plan))
     here = nullcontext((None, os.cpu_count() or 1))
     with cluster(scheduler, out) if scheduler and done < len(plan) else here as (engine, cores):

@@ -5,29 +5,33 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest, torch
 from sameness import same
+from lotterybook.foundations import compiled_steps
 from lotterybook.foundations.checksums import read_checked_json, write_checked_json
-from lotterybook.foundations.data import load
-from lotterybook.foundations.deep_networks import RECIPES
+from lotterybook.foundations.compiled_steps import why_usual
+from lotterybook.foundations.data import from_tensors, load
+from lotterybook.foundations.deep_networks import NETWORKS, RECIPES
 from lotterybook.foundations.fast_steps import FusedAdam
 from lotterybook.foundations.hooks import Hook
-from lotterybook.foundations.training import example_batches, train_run
-from lotterybook.pruning.masks import kept, remaining
+from lotterybook.foundations.training import classification, example_batches, train_run
+from lotterybook.pruning.masks import distance, kept, remaining
 from lotterybook.tickets import replicates
 from lotterybook.tickets.controls import CONDITIONS, control_run
 from lotterybook.tickets.iterative import find_ticket
 from lotterybook.tickets.replicates import (
-    classification_parts, draw_search, finished_runs, run_one, runs_before, search, search_plan,
+    classification_parts, draw_search, finished_runs, folder_settings, run_one, runs_before, search, search_plan,
     search_settings, step_file, table_row, ticket_file)
+from lotterybook.tickets.stacked_replicates import stacked_search
 from lotterybook.tickets.ticket_files import load_ticket
 matplotlib.use('Agg')
 
 plan = search_plan(2, [0], ['ticket', 'random'])
 
-def settings(**changes):
-    return search_settings(**dict(data='digits', rounds=2, steps=20, eval_every=5) | changes)
+def settings(compiled=None, **changes):
+    found = search_settings(**dict(data='digits', rounds=2, steps=20, eval_every=5) | changes)
+    return found if compiled is None else found | dict(compiled=compiled)
 
-def searched(out, **changes):
-    with ThreadPoolExecutor(1) as one:
+def searched(out, plan=plan, **changes):
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=[1]) as one:
         return search(settings(**changes), plan, out, executor=one, progress=False)
 
 def files(folder): return {f: f.read_bytes() for f in folder.rglob('*') if f.is_file()}
@@ -193,12 +197,14 @@ class PowerCut(Hook):
             self.failed = True
             raise RuntimeError('power cut')
 
-@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('changes', [
+    dict(net='conv2'), dict(net='conv2', precision='bfloat16'), dict(), dict(compiled=False)], ids=str)
 @pytest.mark.parametrize('condition', ['ticket', 'reinit'])
-def test_conv2_resumes_to_the_same_bits(precision, condition, tmp_path, monkeypatch):
+def test_resumes_to_the_same_bits(changes, condition, tmp_path, monkeypatch):
     "Killed within a training, beyond its last saved step."
     torch.set_num_threads(1)
-    some = low | dict(precision=precision)
+    some = settings(**dict(steps=6, eval_every=3) | changes)
+    if 'net' not in changes and 'compiled' not in changes: pytest.importorskip('numba')
     def done(out, r, condition): return run_one(dict(seed=0, round=r, condition=condition), some, out)
     def plain(o): return {k: v for k, v in o.items() if k != 'seconds'}
     def both(out):
@@ -215,17 +221,132 @@ def test_conv2_resumes_to_the_same_bits(precision, condition, tmp_path, monkeypa
     assert steps == [5, 6]                       # it began at the saved step, not at the first
     assert kept_tickets(tmp_path/'cut') == kept_tickets(tmp_path/'whole')
 
+def make_old(folder, *names):
+    "As a search left it before some settings were there."
+    note = folder/'search.json'
+    write_checked_json(note, {k: v for k, v in read_checked_json(note, '').items() if k not in names})
+
 def test_searches_of_before_there_was_a_precision(tmp_path):
     "Their settings have none; they resume, and are not done again."
-    rows, note = searched(tmp_path), tmp_path/'search.json'
-    old = {k: v for k, v in read_checked_json(note, '').items() if k not in ('precision', 'file_sha256')}
-    write_checked_json(note, old)
-    assert 'precision' not in load_ticket(ticket_file(tmp_path, 0, 1)).settings
+    rows = searched(tmp_path, compiled=False)
+    make_old(tmp_path, 'precision', 'rewind_step', 'compiled')
+    assert not {'precision', 'compiled'} & load_ticket(ticket_file(tmp_path, 0, 1)).settings['search'].keys()
     (tmp_path/'runs'/'seed0-round2-ticket.json').unlink()
     (tmp_path/'runs'/'seed0-round2-random.json').unlink()
     before = {f: f.stat().st_mtime_ns for f in tmp_path.glob('*.safetensors')}
     assert searched(tmp_path) == rows
     assert {f: f.stat().st_mtime_ns for f in tmp_path.glob('*.safetensors')} == before
+
+# --- compiled steps
+
+no_kernels = (replicates, '_kernels'), (compiled_steps, '_kernels')  # where the loops are asked for
+
+def lose_numba(monkeypatch):
+    "As on a machine without it."
+    for module, name in no_kernels: monkeypatch.setattr(module, name, lambda: None)
+    monkeypatch.setattr(replicates, 'find_spec', lambda name: None)
+
+@pytest.mark.parametrize('net', NETWORKS)
+def test_compiled_where_the_loops_can(net, monkeypatch):
+    "The settings say what `why_usual` says of a run."
+    pytest.importorskip('numba')
+    x, y = torch.rand(40, 1, 28, 28), torch.arange(40) % 10
+    data = from_tensors(x, y, x, y, 10)
+    monkeypatch.setattr(replicates, 'search_data', lambda name, seed: data)
+    run  = classification_parts(settings(net=net))[0](0)
+    assert settings(net=net)['compiled'] == (why_usual(run, data, classification()) == '') == (net == 'lenet')
+
+def test_settings_of_usual_steps(monkeypatch):
+    "Another precision, images without dark pixels, no Numba."
+    pytest.importorskip('numba')
+    assert settings()['compiled'] and settings(data='mnist')['compiled']
+    assert not settings(precision='bfloat16')['compiled'] and not settings(data='cifar10')['compiled']
+    lose_numba(monkeypatch)
+    assert not settings()['compiled']
+
+def test_compiled_and_usual_agree(tmp_path):
+    "All conditions: the same sizes, nearly the same masks and accuracies; the folder says which it was."
+    pytest.importorskip('numba')
+    every = search_plan(2, [0], CONDITIONS)
+    fast  = searched(tmp_path/'fast', every, steps=60, rate=.5)
+    usual = searched(tmp_path/'usual', every, steps=60, rate=.5, compiled=False)
+    for a, b in zip(fast, usual, strict=True):
+        assert a['remaining'] == b['remaining']
+        assert a['stop_loss'] == pytest.approx(b['stop_loss'], abs=1e-3)
+        for k in ('stop_accuracy', 'end_accuracy', 'train_accuracy'): assert a[k] == pytest.approx(b[k], abs=5e-3)
+    assert [a['stop_loss'] for a in fast] != [b['stop_loss'] for b in usual]  # they were other steps
+    for r in range(3):
+        a, b = (load_ticket(ticket_file(tmp_path/o, 0, r)) for o in ('fast', 'usual'))
+        assert same(a.theta_0, b.theta_0) and distance(a.masks, b.masks) < .002
+        for k, w in a.theta_T.items(): torch.testing.assert_close(w[b.theta_T[k] != 0], b.theta_T[k][b.theta_T[k] != 0], atol=5e-3, rtol=.1)
+    for o, compiled in (('fast', True), ('usual', False)):
+        assert read_checked_json(tmp_path/o/'search.json', '')['compiled'] is compiled
+        assert load_ticket(ticket_file(tmp_path/o, 0, 1)).settings['search'].get('compiled', False) is compiled
+
+@pytest.mark.parametrize('lost', ['runs', 'tickets', 'all but a state', 'search.json'])
+def test_old_folders_go_on_with_usual_steps(lost, tmp_path, monkeypatch):
+    "To the same bits, wherever they were stopped."
+    whole, old = tmp_path/'whole', tmp_path/'old'
+    rows = searched(whole, compiled=False)
+    if lost == 'all but a state':
+        cut = PowerCut()
+        def saving(run, data, hooks, **options): return train_run(run, data, hooks=[*hooks, cut], save_every=2, **options)
+        with monkeypatch.context() as here:
+            here.setattr(replicates, 'train_run', saving)
+            with pytest.raises(RuntimeError, match='power cut'): searched(old, compiled=False)
+        assert list(old.glob('.*.state')) and not list(old.glob('runs/*.json')) + list(old.glob('*.safetensors'))
+    else:
+        searched(old, compiled=False)
+        for file in old.glob('runs/*round[12]*'): file.unlink()
+        if lost != 'runs':
+            for file in old.glob('ticket-*round[12]*'): file.unlink()
+    make_old(old, 'compiled', 'precision', 'rewind_step')
+    if lost == 'search.json': (old/lost).unlink()
+    assert searched(old) == rows and kept_tickets(old) == kept_tickets(whole)
+    assert read_checked_json(old/'search.json', '')['compiled'] is False
+
+@pytest.mark.parametrize('why, act', [
+    ('Numba, which compiles them, is missing here: install it .pip install numba., or name another folder',
+     lambda out, given, plan: search(settings(**given), plan, out, progress=False)),
+    ('these settings, or a stack, have usual ones',
+     lambda out, given, plan: search(settings(**given, compiled=False), plan, out, progress=False)),
+    ('these settings, or a stack, have usual ones',
+     lambda out, given, plan: stacked_search(settings(**given), plan, out, progress=False))])
+def test_a_compiled_folder_never_mixes(why, act, tmp_path, monkeypatch):
+    "Refused where its steps cannot be, and all stays as it was; done as a whole, it is still read."
+    pytest.importorskip('numba')
+    rows = searched(tmp_path)
+    if 'Numba' in why: lose_numba(monkeypatch)
+    assert act(tmp_path, {}, plan) == rows
+    (tmp_path/'runs'/'seed0-round2-random.json').unlink()
+    before = files(tmp_path)
+    with pytest.raises(ValueError, match=f'{tmp_path} was begun with compiled steps; {why}'): act(tmp_path, {}, plan)
+    assert files(tmp_path) == before
+    with pytest.raises(ValueError, match='steps was 20, is 30'): act(tmp_path, dict(steps=30), plan)
+    monkeypatch.undo()
+    assert searched(tmp_path) == rows
+
+def test_a_worker_without_numba(tmp_path, monkeypatch):
+    "It has the settings of others, and does not take usual steps instead; nor with another precision."
+    pytest.importorskip('numba')
+    given = settings()
+    first = dict(seed=0, round=0, condition='ticket')
+    with pytest.raises(ValueError, match='compiled steps, which are not possible here: products have another precision'):
+        run_one(first, given | dict(precision='bfloat16'), tmp_path)
+    lose_numba(monkeypatch)
+    with pytest.raises(ValueError, match='compiled steps, which are not possible here: Numba is missing'):
+        run_one(first, given, tmp_path)
+
+def test_a_new_folder_takes_the_steps_that_can_be(tmp_path, monkeypatch):
+    "Settings changed by hand, a stack, Numba that is there and cannot compile; settings of other parts stay as they are."
+    pytest.importorskip('numba')
+    def steps(given): return folder_settings(given, tmp_path, plan)['compiled']
+    assert steps(settings()) and not steps(settings(compiled=False)) and not steps(settings() | dict(precision='bfloat16'))
+    assert folder_settings(dict(compiled='mine'), tmp_path, plan) == dict(compiled='mine')
+    stacked_search(settings(), plan, tmp_path/'stack', progress=False)
+    assert folder_settings(settings(), tmp_path/'stack', plan)['compiled'] is False
+    for module, name in no_kernels: monkeypatch.setattr(module, name, lambda: None)
+    assert not steps(settings())
 
 # --- the plan
 
