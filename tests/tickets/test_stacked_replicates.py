@@ -425,7 +425,9 @@ def settings(**changes):
     return search_settings(**dict(data='digits', rounds=2, rate=.5, lr=4e-3, steps=60, eval_every=20) | changes)
 
 def one_by_one(out, plan=plan, **changes):
-    with ThreadPoolExecutor(1) as one: return search(settings(**changes), plan, out, executor=one, progress=False)
+    "By usual steps: a folder of compiled ones does not go on stacked (test_replicates)."
+    given = settings(**changes) | dict(compiled=False)
+    with ThreadPoolExecutor(1) as one: return search(given, plan, out, executor=one, progress=False)
 
 def stack(out, plan=plan, changes={}, **options): return stacked_search(settings(**changes), plan, out, progress=False, **options)
 
