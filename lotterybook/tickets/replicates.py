@@ -351,7 +351,8 @@ def _noted(out: Path) -> dict:
 def _has_usual_ticket(out: Path) -> bool:
     "Is there a ticket of usual steps? It says so where `search.json` was lost."
     for file in sorted(out.glob('ticket-*.safetensors')):
-        with suppress(ValueError): return not load_ticket(file).settings['search'].get('compiled')
+        with suppress(ValueError):
+            return not load_ticket(file).settings.get('search', {}).get('compiled')
     return False
 
 def folder_settings(
@@ -364,12 +365,11 @@ def folder_settings(
     before = _noted(out)
     ours   = {'compiled', 'net', 'data', 'device', 'precision'} <= settings.keys()
     may    = ours and settings['compiled'] and _can_be_compiled(settings) and bool(_kernels())
-    if not ours: own = {}
-    else: own = dict(compiled=before.get('compiled', False) if before else
-                     may and not _has_usual_ticket(out))
+    begun  = before.get('compiled', False) if before else may and not _has_usual_ticket(out)
+    own    = dict(compiled=begun) if ours else {}
     if not before: return settings | own
     check_settings(_identity(before | own), _identity(settings | own), out)
-    if ours and own['compiled'] and not may and len(finished_runs(out, plan)) < len(plan):
+    if ours and begun and not may and len(finished_runs(out, plan)) < len(plan):
         why = ('these settings, or a stack, have usual ones: leave that out' if _kernels() else
                'Numba, which compiles them, is missing here: install it (pip install numba)')
         raise ValueError(f'{out} was begun with compiled steps; {why}, or name another folder')
