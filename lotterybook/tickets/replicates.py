@@ -244,8 +244,8 @@ def classification_parts(
 def _compiled(run: Run, data: Splits, hooks: list[Hook]) -> dict:
     "Options of `train_run` for compiled steps; refused where they would be usual ones."
     if why := why_usual(run, data, classification(), hooks):
-        raise ValueError(f'the settings ask for compiled steps, which are not possible here: {why}. '
-                         'Change that, or give compiled=False and another folder')
+        raise ValueError('the settings ask for compiled steps, which are not possible here: '
+                         f'{why}. Change that, or give compiled=False and another folder')
     return dict(step=CompiledStep(data), settings=dict(compiled=True))
 
 def ticket_file(
