@@ -2,6 +2,7 @@
 import os, re, resource, shutil, signal, subprocess, time
 from hashlib import sha256
 import pytest
+from lotterybook.foundations.checksums import read_checked_json
 from lotterybook.foundations.results import read_rows
 from lotterybook.pruning.masks import remaining
 from lotterybook.tickets.ticket_files import load_ticket
@@ -147,6 +148,10 @@ def test_what_was_found_is_told(out, capsys):
 
 def accuracies(**by_condition):
     return [dict(seed=s, round=1, condition=c, remaining=.5, stop_step=90, stop_accuracy=v) for c, values in by_condition.items() for s, v in enumerate(values)]
+
+def test_the_table_says_which_steps_were_taken(out):
+    pytest.importorskip('numba')
+    assert read_checked_json(out/'rows.json', '')['compiled'] is True
 
 def test_summary_by_hand():
     "The best twin, pairs of seeds, an interval of five; one run of fifteen ends at the last step."

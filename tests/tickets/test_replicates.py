@@ -326,6 +326,15 @@ def test_a_compiled_folder_never_mixes(why, act, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert searched(tmp_path) == rows
 
+def test_a_state_of_usual_steps_is_not_continued_by_compiled_ones(tmp_path, monkeypatch):
+    "Not by a run alone, either, which asks no folder."
+    pytest.importorskip('numba')
+    first, cut = dict(seed=0, round=0, condition='ticket'), PowerCut()
+    def saving(run, data, hooks, **options): return train_run(run, data, hooks=[*hooks, cut], save_every=2, **options)
+    monkeypatch.setattr(replicates, 'train_run', saving)
+    with pytest.raises(RuntimeError, match='power cut'): run_one(first, settings(compiled=False), tmp_path)
+    with pytest.raises(ValueError, match="settings was not given, is {'compiled': True}"): run_one(first, settings(), tmp_path)
+
 def test_a_worker_without_numba(tmp_path, monkeypatch):
     "It has the settings of others, and does not take usual steps instead; nor with another precision."
     pytest.importorskip('numba')
