@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 import lotterybook.foundations.compiled_steps as steps
-from lotterybook.foundations.compiled_steps import CompiledStep, lit_pixels, why_usual
+from lotterybook.foundations.compiled_steps import CompiledStep, lit_pixels, why_no_loops, why_usual
 from lotterybook.foundations.data import from_tensors, load
 from lotterybook.foundations.fast_steps import FusedAdam
 from lotterybook.foundations.hooks import ClipGradient, FiniteLoss, LearningRate, RateOfStep
@@ -419,7 +419,12 @@ def test_why_precision():
 def test_without_numba(monkeypatch):
     monkeypatch.setattr(steps, 'find_spec', lambda name: None)
     monkeypatch.setattr(steps, '_kernels', steps._kernels.__wrapped__)
-    assert why_usual(make(), digits, cross_entropy) == 'Numba is missing'
+    assert why_usual(make(), digits, cross_entropy) == why_no_loops() == 'Numba is missing (pip install numba)'
+
+def test_a_numba_that_cannot_compile_is_not_missing(monkeypatch):
+    assert why_no_loops() == ''
+    monkeypatch.setattr(steps, '_kernels', lambda: None)
+    assert why_usual(make(), digits, cross_entropy) == why_no_loops() == 'Numba cannot compile here'
 
 def test_another_numba(monkeypatch):
     def gone(): raise ImportError('cannot import cgutils')
@@ -440,6 +445,8 @@ def ordinary(density):
 
 def test_a_dense_network_of_ordinary_layers():
     run, usual, step = ordinary(1), ordinary(1), CompiledStep(digits)
+    assert 'SparseInputLinear' in why_usual(run, digits, cross_entropy)
+    assert why_usual(run, digits, cross_entropy, crossover=1.1) == why_usual(ordinary(.5), digits, cross_entropy) == ''
     with pytest.warns(UserWarning, match='80% of the weights or more.*SparseInputLinear') as said:
         for end in (2, 4): advance(run, cross_entropy, rows(), end, (), step)
     assert len(said) == 1 and step.way is None
