@@ -8,7 +8,7 @@ import pytest
 import torch
 from lotterybook.foundations import sweeps
 from lotterybook.foundations.sweeps import RunFailed, cluster, example_run, sweep, wanted
-from lotterybook.tickets.replicates import finished_runs, search, search_plan, search_settings, step_file
+from lotterybook.tickets.replicates import finished_runs, folder_settings, search, search_plan, search_settings, step_file
 from lotterybook.tools.command_line import main
 from lotterybook.tools.find import find
 
@@ -137,6 +137,29 @@ def test_a_folder_that_is_not_shared(client, address, tmp_path, monkeypatch):
     assert not list((tmp_path/'here').iterdir()) and not list((tmp_path/'there').iterdir())
     with cluster(address) as (engine, workers):  # which needs no shared folder
         assert workers == 2 and [o['square'] for o in sweep(example_run, [dict(value=3)], 'squares', executor=engine, progress=False)] == [9]
+
+def without_loops(there):
+    "As on a machine whose Numba cannot compile; or as before."
+    from lotterybook.foundations import compiled_steps
+    if there: compiled_steps._kernels = compiled_steps._found
+    else: compiled_steps._found, compiled_steps._kernels = compiled_steps._kernels, lambda: None
+
+def test_a_worker_that_cannot_compile(client, address, tmp_path):
+    "It is asked before the first run: all take usual steps, or, in a folder of compiled ones, none begins."
+    pytest.importorskip('numba')
+    some, less = [max(client.nthreads())], dict(small, steps=20)
+    find(tmp_path/'begun', **dict(less, conditions=['ticket']), progress=False)
+    client.run(without_loops, False, workers=some)
+    try:
+        find(tmp_path/'out', **less, scheduler=address, progress=False)
+        assert folder_settings(tmp_path/'out')['compiled'] is False
+        for out, more in ((tmp_path/'begun', {}), (tmp_path/'new', dict(compiled=True))):
+            with pytest.raises(ValueError, match=f'{out} has compiled steps, .*: Numba cannot compile here .worker {some[0]}.'):
+                find(out, **less, **more, scheduler=address, progress=False)
+        assert not (tmp_path/'new'/'runs').exists()
+    finally: client.run(without_loops, True, workers=some)
+    find(tmp_path/'begun', **less, scheduler=address, progress=False)
+    assert folder_settings(tmp_path/'begun')['compiled'] is True
 
 @pytest.mark.parametrize('package, there, why', [('lotterybook', None, 'lotterybook is missing there, and .* here; install'), ('lotterybook', '0.0.1', 'lotterybook is 0.0.1 there'),
                                                  ('torch', '1.0+cu1', 'torch is 1.0 there')])

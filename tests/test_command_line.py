@@ -57,6 +57,7 @@ def test_arguments_are_passed_on_and_no_others():
     assert given['pages'] == ['110', 'cumax'] and given['parameter'] == [['steps', '9'], ['run', 'try']]
     def find(text): return vars(parser().parse_args(['find', *text.split()]))
     assert find('--out there --rounds 2') == dict(command='find', out='there', rounds=2)
+    assert find('--out there --usual-steps --stack') == dict(command='find', out='there', usual_steps=True, stack=True)
     more = find('--out there --conditions ticket,reinit --control-rounds 1,2 --rate .3')
     assert [more[o] for o in ('conditions', 'control_rounds', 'rate')] == [['ticket', 'reinit'], [1, 2], .3]
 

@@ -153,6 +153,20 @@ def test_the_table_says_which_steps_were_taken(out):
     pytest.importorskip('numba')
     assert read_checked_json(out/'rows.json', '')['compiled'] is True
 
+def test_usual_steps(tmp_path):
+    "Asked for, or taken by a stack; the table says so, and a folder of compiled steps refuses them."
+    for name, how in (('usual', dict(usual_steps=True)), ('stack', dict(stack=True))):
+        find(tmp_path/name, **again, **how)
+        assert read_checked_json(tmp_path/name/'rows.json', '')['compiled'] is False
+        find(tmp_path/name, **again)  # goes on as it was begun
+    with pytest.raises(ValueError, match='compiled=True is not stacked: leave out --stack'): find(tmp_path/'both', **again, stack=True, compiled=True)
+
+@pytest.mark.parametrize('how', [dict(usual_steps=True), dict(stack=True)], ids=str)
+def test_usual_steps_in_a_folder_of_compiled_ones(how, out):
+    pytest.importorskip('numba')
+    with pytest.raises(ValueError, match='was begun with compiled steps: leave out what asks for others .*--usual-steps, --stack.*, or name another folder'):
+        find(out, **again, **how)
+
 def test_summary_by_hand():
     "The best twin, pairs of seeds, an interval of five; one run of fifteen ends at the last step."
     rows = accuracies(ticket=[.90, .91, .92, .93, .94], reinit=[.88, .89, .90, .91, .92], shuffled=[.85, .99, .80, .80, .80])

@@ -367,6 +367,12 @@ class _Cluster(Executor):
         try: future.set_result(task.result())
         except BaseException as e: future.set_exception(e)
 
+    def ask(self, question: Callable[[], str]) -> str:
+        "What all workers are asked: the first answer that is not empty, and whose it is."
+        for worker, answer in self.client.run(question).items():
+            if answer: return f'{answer} (worker {worker})'
+        return ''
+
     def stop(self, seconds: float = 10) -> None:
         "End the runs in progress, and wait for those that ask whether they are wanted."
         if not self.flying or self.client.status != 'running': return

@@ -60,3 +60,5 @@ def late_parts(
     "What a search of classifiers is made of, rewound to step k. Frankle et al. (2020)."
     make_run, train, prune = classification_parts(settings)
     return rewound_to(make_run, train, settings['rewind_step'], settings['steps']), train, prune
+
+late_parts.why_usual = classification_parts.why_usual  # the same steps

@@ -6,17 +6,16 @@ resume it."""
 # %% auto #0
 __all__ = ['COLUMNS', 'MEASURES', 'search_plan', 'run_file', 'runs_before', 'search_settings', 'search_data', 'step_file',
            'augments', 'recipe_run', 'recipe_pruner', 'classification_parts', 'ticket_file', 'run_one', 'table_row',
-           'finished_runs', 'search', 'folder_settings', 'draw_search', 'CONDITIONS']
+           'finished_runs', 'search', 'folder_settings', 'claimed', 'draw_search', 'CONDITIONS']
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-imports
 import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 import torch
@@ -24,13 +23,13 @@ from ..foundations.arguments import (
     check_settings, checked_fraction, checked_name, checked_size)
 from ..foundations.augmentation import augmented
 from ..foundations.checksums import read_checked_json, write_checked_json
-from ..foundations.compiled_steps import (
-    CompiledStep, _kernels, _linear_layers, why_usual)
+from ..foundations.compiled_steps import CompiledStep, why_no_loops, why_usual
 from ..foundations.data import (
     CLASSIFICATION, DATASETS, Splits, load, standardized)
 from ..foundations.deep_networks import (
     NETWORKS, RECIPES, build, make_optimizer, step_schedule)
 from ..foundations.files import folder_lock
+from ..foundations.randomness import kept_generators
 from ..foundations.running import Hook, Run
 from ..foundations.sweeps import read_result, read_run, sweep, wanted
 from ..foundations.training import classification, train_run
@@ -111,6 +110,7 @@ def search_settings(
     device: str = 'cpu',        # as PyTorch writes it
     precision: str = 'float32', # of products of weights and inputs; or 'bfloat16'
     rewind_step: int = 0,       # k, where every round begins: after so many steps (page 330)
+    compiled: bool | None = None, # steps of page 749; None: where they are possible, by `search`
 ) -> dict:                      # what all runs of a search have in common
     "The settings of a search, checked. Defaults: `RECIPES`, after Frankle & Carbin (2019)."
     if data not in CLASSIFICATION:
@@ -118,6 +118,8 @@ def search_settings(
         raise ValueError(f'data set {data!r} {what}; known are {", ".join(CLASSIFICATION)}')
     checked_name(net, NETWORKS, 'network')
     checked_name(precision, ('float32', 'bfloat16'), 'precision')
+    if compiled not in (None, False, True):
+        raise ValueError(f'compiled={compiled!r} must be True, False or None')
     try: there = torch.device(device).type != 'cuda' or torch.cuda.is_available()
     except RuntimeError as e:
         raise ValueError(f'device={device!r} is none that PyTorch knows: {e}') from e
@@ -134,17 +136,8 @@ def search_settings(
         raise ValueError(f'rewind_step={rewind_step} leaves nothing to train of '
                          f'steps={chosen["steps"]}')
     chosen['scale'] = dict(chosen['scale'])
-    found = dict(data=data, net=net, rounds=rounds, **chosen, eval_every=eval_every, device=device,
-                 precision=precision, rewind_step=rewind_step)
-    return found | dict(compiled=_can_be_compiled(found))
-
-def _can_be_compiled(settings: dict) -> bool:
-    "Can the loops of page 749 take all steps? CIFAR-10 has no dark pixels: they would be slow."
-    recipe = RECIPES[settings['net']]
-    with torch.device('meta'): known = bool(_linear_layers(NETWORKS[settings['net']]()))
-    return (known and recipe['optimizer'] == 'adam' and not recipe.get('weight_decay') and
-            torch.device(settings['device']).type == 'cpu' and settings['data'] != 'cifar10' and
-            settings['precision'] == 'float32' and find_spec('numba') is not None)
+    return dict(data=data, net=net, rounds=rounds, **chosen, eval_every=eval_every, device=device,
+                precision=precision, rewind_step=rewind_step, compiled=compiled)
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-run
 @lru_cache(maxsize=3)
@@ -211,6 +204,12 @@ def recipe_pruner(
                 else global_)
     return pruner(recipe['rate'], allocation=allocate)
 
+def _precise(settings: dict) -> AbstractContextManager:
+    "A block in which products have the precision of the settings."
+    device = torch.device(settings['device']).type
+    return torch.autocast(device, torch.bfloat16, settings['precision'] == 'bfloat16',
+                          cache_enabled=False)  # else the weights of the first step stay
+
 def classification_parts(
     settings: dict, # of `search_settings`
 ) -> tuple[Callable, Callable, Callable]: # make_run, train, prune
@@ -220,11 +219,6 @@ def classification_parts(
     if 'milestones' in recipe:
         options['lr'] = step_schedule(recipe['lr'], recipe['steps'], recipe['milestones'])
     if augments(recipe, settings['data']): options['augment'] = augmented
-    def precise():
-        "A block in which products have the precision of the settings."
-        device = torch.device(settings['device']).type
-        return torch.autocast(device, torch.bfloat16, settings['precision'] == 'bfloat16',
-                              cache_enabled=False)  # else the weights of the first step stay
     def make_run(seed: int) -> Run:
         "An untrained network."
         shape = search_data(settings['data'], 0)  # what the inputs are
@@ -236,7 +230,7 @@ def classification_parts(
         if file: hooks.append(_CountSteps(file, settings['eval_every']))
         data  = search_data(settings['data'], run.seed)
         until = options if end is None else options | dict(steps=end)
-        with precise():
+        with _precise(settings):
             if settings.get('compiled'): until = until | _compiled(run, data, hooks)
             return train_run(run, data, file=run.file, hooks=hooks, **until)
     return make_run, train, recipe_pruner(recipe)
@@ -247,6 +241,16 @@ def _compiled(run: Run, data: Splits, hooks: list[Hook]) -> dict:
         raise ValueError('the settings ask for compiled steps, which are not possible here: '
                          f'{why}. Change that, or give compiled=False and another folder')
     return dict(step=CompiledStep(data), settings=dict(compiled=True))
+
+def _why_usual(settings: dict) -> str:
+    "Why runs of `classification_parts` take usual steps: one is made and asked. '' if compiled."
+    if torch.device(settings['device']).type != 'cpu': return 'the loops are for a processor'
+    if settings['data'] == 'cifar10': return 'images of CIFAR-10 have no dark pixels to leave out'
+    with kept_generators(), _precise(settings):
+        run, data = classification_parts(settings)[0](0), search_data(settings['data'], 0)
+        return why_usual(run, data, classification())
+
+classification_parts.why_usual = _why_usual  # `search` asks; parts without it take usual steps
 
 def ticket_file(
     out: str | Path,  # folder of a search
@@ -281,11 +285,11 @@ def run_one(
     found = outcome if isinstance(outcome, dict) else dict(outcome=outcome)
     return dict(found, remaining=remaining(masks), seconds=time.perf_counter() - began)
 
-_NEUTRAL = dict(precision='float32', rewind_step=0, compiled=False)  # older searches had none
+_NEUTRAL = dict(precision=['float32'], rewind_step=[0], compiled=[False, None])  # once not there
 
 def _identity(settings: dict) -> dict:
     "The settings that identify a search: not the number of rounds, which may grow."
-    return {k: v for k, v in settings.items() if k != 'rounds' and _NEUTRAL.get(k) != v}
+    return {k: v for k, v in settings.items() if k != 'rounds' and v not in _NEUTRAL.get(k, [])}
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-table
 COLUMNS = ('seed', 'round', 'condition', 'remaining')  # of every search
@@ -322,9 +326,7 @@ def search(
 ) -> list[dict]:        # a row per run, of `table_row`
     "Run what is missing of a search. Interrupted, it resumes when called again, to the same bits."
     with folder_lock(out):
-        settings = folder_settings(settings, out, plan)
-        write_checked_json(Path(out)/'search.json', settings)
-        _check_tickets(Path(out), plan)
+        settings = claimed(settings, plan, out, parts, options.get('executor'))
         started()
         run = partial(run_one, settings=settings, out=str(out), parts=parts)
         results = sweep(run, plan, Path(out)/'runs', after=runs_before, name=run_file, **options)
@@ -342,39 +344,55 @@ def _check_tickets(out: Path, plan: list[dict]) -> None:
                              'and the same call does them again') from e
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-folder-settings
-def _noted(out: Path) -> dict:
-    "The settings that a folder's search began with; none if nothing is there yet."
-    keep, signs = out/'search.json', ('runs/*.json', 'ticket-*.safetensors', '.*.state', '.*-start')
-    if not keep.exists() or not any(any(out.glob(sign)) for sign in signs): return {}
-    return read_checked_json(keep, 'remove it, and give the settings that its runs were made with')
-
-def _has_usual_ticket(out: Path) -> bool:
-    "Is there a ticket of usual steps? It says so where `search.json` was lost."
-    for file in sorted(out.glob('ticket-*.safetensors')):
-        with suppress(ValueError):
-            return not load_ticket(file).settings.get('search', {}).get('compiled')
-    return False
-
 def folder_settings(
+    out: str | Path,  # folder of a search
+) -> dict:            # with `compiled`: which steps it takes; {} if nothing is done there
+    "The settings that a folder's search has; those of its tickets, if `search.json` is lost."
+    out, signs = Path(out), ('runs/*.json', 'ticket-*.safetensors', '.*.state', '.*-start')
+    there = [file for sign in signs for file in sorted(out.glob(sign))]
+    if there and (keep := out/'search.json').exists(): return read_checked_json(
+        keep, 'remove it, and give the settings that its runs were made with')
+    for file in out.glob('ticket-*.safetensors'):
+        with suppress(ValueError, KeyError):
+            return {k: v for k, v in load_ticket(file).settings['search'].items() if k != 'seed'}
+    if there: raise ValueError(f'{there[0]} is of a search, but search.json, which says how it was '
+                               'made, is lost: remove it, or name another folder')
+    return {}
+
+def claimed(
     settings: dict,    # of a search
-    out: str | Path,   # its folder
     plan: list[dict],  # of `search_plan`
+    out: str | Path,   # its folder, locked
+    parts: Callable = classification_parts, # of the search
+    executor: object = None,                # of the search
 ) -> dict:             # as the folder's runs have them: steps compiled or usual, most rounds
-    "Settings for going on in a folder: with the kind of steps that it was begun with."
-    out    = Path(out)
-    before = _noted(out)
-    ours   = {'compiled', 'net', 'data', 'device', 'precision'} <= settings.keys()
-    may    = ours and settings['compiled'] and _can_be_compiled(settings) and bool(_kernels())
-    begun  = before.get('compiled', False) if before else may and not _has_usual_ticket(out)
-    own    = dict(compiled=begun) if ours else {}
-    if not before: return settings | own
-    check_settings(_identity(before | own), _identity(settings | own), out)
-    if ours and begun and not may and len(finished_runs(out, plan)) < len(plan):
-        why = ('these settings, or a stack, have usual ones: leave that out' if _kernels() else
-               'Numba, which compiles them, is missing here: install it (pip install numba)')
-        raise ValueError(f'{out} was begun with compiled steps; {why}, or name another folder')
-    rounds = max(settings.get('rounds', 0), before.get('rounds', 0))  # fewer remove nothing
-    return settings | own | dict(rounds=rounds)
+    "Take a folder for a search: its settings and tickets are checked, and noted."
+    out, before = Path(out), folder_settings(out)
+    steps = dict(compiled=None)
+    if before: check_settings(_identity(before | steps), _identity(settings | steps), out)
+    done  = bool(before) and len(finished_runs(out, plan)) == len(plan)
+    taken = _steps(settings.get('compiled'), before, done, settings, parts, executor, out)
+    if taken or 'compiled' in settings: settings = settings | dict(compiled=taken)
+    if before:  # fewer rounds remove nothing
+        settings |= dict(rounds=max(settings.get('rounds', 0), before.get('rounds', 0)))
+    _check_tickets(out, plan)
+    write_checked_json(out/'search.json', settings)
+    return settings
+
+def _steps(asked, before: dict, done: bool, settings: dict, parts, executor, out: Path) -> bool:
+    "Compiled steps? As the folder's runs have them; else as asked for; else where possible."
+    known = before.get('compiled', False) if before else asked
+    if before and asked not in (None, known):
+        raise ValueError(f'{out} was begun with {"compiled" if known else "usual"} steps: leave out '
+                         'what asks for others (compiled=, --usual-steps, --stack), or name '
+                         'another folder')
+    why_usual = getattr(parts, 'why_usual', None)
+    if done or not why_usual or known is False: return known or False
+    why = why_usual(settings) or (executor.ask(why_no_loops) if hasattr(executor, 'ask') else '')
+    if why and known:
+        raise ValueError(f'{out} has compiled steps, which are not possible here: {why}. '
+                         'Change that, or name another folder')
+    return not why
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-draw
 MEASURES = {  # label, factor

@@ -36,9 +36,9 @@ from ..foundations.running import Batches, Hook, Masks, Objective, Run, seeded, 
 from ..foundations.sweeps import sweep
 from ..foundations.training import (
     batch_order, classification, evaluating, holding)
-from .replicates import (
-    classification_parts, finished_runs, folder_settings, run_file, run_one, runs_before, search,
-    search_data, step_file, table_row)
+from lotterybook.tickets.replicates import (
+    claimed, classification_parts, finished_runs, run_file, run_one, runs_before, search_data,
+    step_file, table_row)
 from .rewinding import check_fit, rewind
 
 # %% ../../nbs/3_tickets/327_stacked_replicates.ipynb #export-stack
@@ -355,8 +355,8 @@ def _check_stackable(settings: dict) -> None:
     if RECIPES[settings['net']]['optimizer'] != 'adam':
         raise ValueError(f'the recipe of {settings["net"]} has a schedule, and is not stacked: '
                          'leave out --stack')
-    for name, only in (('precision', 'float32'), ('rewind_step', 0)):
-        if settings.get(name, only) != only:
+    for name, only in (('precision', 'float32'), ('rewind_step', 0), ('compiled', False)):
+        if settings.get(name, only) not in (only, None):
             raise ValueError(f'{name}={settings[name]!r} is not stacked: leave out --stack')
 
 def stacked_parts(
@@ -430,22 +430,22 @@ def stacked_search(
 ) -> list[dict]:        # a row per run, of `table_row`
     "`search`, for a GPU: runs that are ready train together, equal up to rounding. It resumes."
     checked_size(at_once, 'at_once')
-    settings  = folder_settings(settings | dict(compiled=False), out, plan)  # steps of its own
+    settings  = settings | dict(compiled=settings.get('compiled') or False)  # steps of its own
     out, make = Path(out), parts(settings)
-    there = [{k: run[k] for k in ('seed', 'round', 'condition')}
-             for run in finished_runs(out, plan)]
-    search(settings, there, out, started, progress=False)  # claims the folder, checks its tickets
-    done = {run_file(config) for config in there}
-    show = progress and len(done) < len(plan)
-    with folder_lock(out), progress_bar(len(plan), show, unit='run', initial=len(done)) as bar:
-        while todo := [config for config in plan if run_file(config) not in done]:
-            ready = [c for c in todo if all(run_file(o) in done for o in runs_before(c))]
-            if not ready: raise ValueError(f'{run_file(todo[0])} waits for a run that is neither '
-                                           'in the plan nor finished')
-            ready.sort(key=lambda c: (c['condition'] != 'ticket', c['round']))  # tickets first
-            _train_wave(ready[:at_once], settings, out, make, bar, note)
-            done |= {run_file(config) for config in ready[:at_once]}
-            if bar: bar.update(len(ready[:at_once]))
+    with folder_lock(out):
+        settings = claimed(settings, plan, out)
+        started()
+        done = {run_file(run) for run in finished_runs(out, plan)}
+        show = progress and len(done) < len(plan)
+        with progress_bar(len(plan), show, unit='run', initial=len(done)) as bar:
+            while todo := [config for config in plan if run_file(config) not in done]:
+                ready = [c for c in todo if all(run_file(o) in done for o in runs_before(c))]
+                if not ready: raise ValueError(f'{run_file(todo[0])} waits for a run that is '
+                                               'neither in the plan nor finished')
+                ready.sort(key=lambda c: (c['condition'] != 'ticket', c['round']))  # tickets first
+                _train_wave(ready[:at_once], settings, out, make, bar, note)
+                done |= {run_file(config) for config in ready[:at_once]}
+                if bar: bar.update(len(ready[:at_once]))
     return [table_row(run) for run in finished_runs(out, plan)]
 
 # %% ../../nbs/3_tickets/327_stacked_replicates.ipynb #export-wave

@@ -104,6 +104,8 @@ def _find_arguments(parser):
     add('--device',         str,     'NAME', 'cpu or cuda; default: cpu')
     parser.add_argument('--stack', action='store_true', default=argparse.SUPPRESS,
                         help='train all runs that are ready together, as one network; for a GPU')
+    parser.add_argument('--usual-steps', action='store_true', default=argparse.SUPPRESS,
+                        help='take no compiled steps; by default they are taken where possible')
 
 # %% ../../nbs/8_tools/890_command_line.ipynb #export-other-arguments
 def _fetch_arguments(parser):

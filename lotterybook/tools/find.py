@@ -27,23 +27,23 @@ def find(
     scheduler: str | None = None,             # of a Dask cluster, tcp://host:8786; None: processes
     stack: bool = False,                      # train all runs that are ready as one network
     progress: bool = True,                    # show a bar
+    usual_steps: bool = False,                # none compiled
     **settings: object,                       # of `search_settings`: steps, rate, device, …
 ) -> list[dict]:                              # the rows
     "Search for winning tickets; print what was done and where it is."
     from lotterybook.foundations.data import fetch
     from lotterybook.foundations.sweeps import cluster
     from lotterybook.tickets.replicates import (
-        CONDITIONS, finished_runs, folder_settings, search_plan, search_settings)
+        CONDITIONS, finished_runs, search_plan, search_settings)
     checked_size(seeds, 'seeds')
     if stack and scheduler: raise ValueError('a stack is one process: leave out the scheduler')
     if workers is not None: checked_size(workers, 'workers')
+    if usual_steps: settings['compiled'] = False
     settings = search_settings(data, net, rounds, **settings)
-    if stack: settings['compiled'] = False  # it has steps of its own
     fetch(data)  # missing or damaged files are reported here, not by a worker
     plan = search_plan(rounds, range(seed, seed + seeds), conditions or tuple(CONDITIONS)[:5],
                        control_rounds)
     out  = Path(out).absolute() if scheduler else Path(out)
-    settings = folder_settings(settings, out, plan)
     done = len(finished_runs(out, plan))
     here = nullcontext((None, os.cpu_count() or 1))
     with cluster(scheduler, out) if scheduler and done < len(plan) else here as (engine, cores):
@@ -94,9 +94,10 @@ def _write_table(out: Path, settings: dict) -> list[dict]:
     "Write the table of all runs in a folder, and its provenance beside it; return the rows."
     from lotterybook.foundations.fast_steps import flushed_denormals
     from lotterybook.foundations.results import provenance, record_rows
-    from lotterybook.tickets.replicates import finished_runs, table_row
+    from lotterybook.tickets.replicates import finished_runs, folder_settings, table_row
     runs = finished_runs(out)
     if not runs: return []
+    settings = settings | folder_settings(out)  # with the steps that were taken
     with flushed_denormals() as flushed:
         about = dict(settings, seconds=sum(r['seconds'] for r in runs), flushed_denormals=flushed)
     rows = [table_row(r) for r in runs]

@@ -1,24 +1,28 @@
 "A search in a folder: of one data set and one set of settings, and whole; sizes that cannot end are refused."
-import copy, itertools, json, subprocess, sys, time
+import copy, itertools, json, subprocess, sys, time, warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest, torch
+from torch import nn
 from sameness import same
 from lotterybook.foundations import compiled_steps
 from lotterybook.foundations.checksums import read_checked_json, write_checked_json
-from lotterybook.foundations.compiled_steps import why_usual
+from lotterybook.foundations.compiled_steps import why_no_loops, why_usual
 from lotterybook.foundations.data import from_tensors, load
 from lotterybook.foundations.deep_networks import NETWORKS, RECIPES
 from lotterybook.foundations.fast_steps import FusedAdam
 from lotterybook.foundations.hooks import Hook
+from lotterybook.foundations.running import Run
 from lotterybook.foundations.training import classification, example_batches, train_run
 from lotterybook.pruning.masks import distance, kept, remaining
 from lotterybook.tickets import replicates
 from lotterybook.tickets.controls import CONDITIONS, control_run
 from lotterybook.tickets.iterative import find_ticket
+from lotterybook.tickets.late_rewinding import late_parts
 from lotterybook.tickets.replicates import (
-    classification_parts, draw_search, finished_runs, folder_settings, run_one, runs_before, search, search_plan,
+    claimed, classification_parts, draw_search, finished_runs, folder_settings, run_one, runs_before, search, search_plan,
     search_settings, step_file, table_row, ticket_file)
 from lotterybook.tickets.stacked_replicates import stacked_search
 from lotterybook.tickets.ticket_files import load_ticket
@@ -198,13 +202,13 @@ class PowerCut(Hook):
             raise RuntimeError('power cut')
 
 @pytest.mark.parametrize('changes', [
-    dict(net='conv2'), dict(net='conv2', precision='bfloat16'), dict(), dict(compiled=False)], ids=str)
+    dict(net='conv2'), dict(net='conv2', precision='bfloat16'), dict(compiled=True), dict(compiled=False)], ids=str)
 @pytest.mark.parametrize('condition', ['ticket', 'reinit'])
 def test_resumes_to_the_same_bits(changes, condition, tmp_path, monkeypatch):
     "Killed within a training, beyond its last saved step."
     torch.set_num_threads(1)
     some = settings(**dict(steps=6, eval_every=3) | changes)
-    if 'net' not in changes and 'compiled' not in changes: pytest.importorskip('numba')
+    if changes.get('compiled'): pytest.importorskip('numba')
     def done(out, r, condition): return run_one(dict(seed=0, round=r, condition=condition), some, out)
     def plain(o): return {k: v for k, v in o.items() if k != 'seconds'}
     def both(out):
@@ -239,30 +243,94 @@ def test_searches_of_before_there_was_a_precision(tmp_path):
 
 # --- compiled steps
 
-no_kernels = (replicates, '_kernels'), (compiled_steps, '_kernels')  # where the loops are asked for
+def lose_numba(monkeypatch, there=False):
+    "As on a machine without it, or where it is and cannot compile."
+    monkeypatch.setattr(compiled_steps, '_kernels', lambda: None)
+    if not there: monkeypatch.setattr(compiled_steps, 'find_spec', lambda name: None)
 
-def lose_numba(monkeypatch):
-    "As on a machine without it."
-    for module, name in no_kernels: monkeypatch.setattr(module, name, lambda: None)
-    monkeypatch.setattr(replicates, 'find_spec', lambda name: None)
+@pytest.fixture
+def steps(tmp_path):
+    "Which steps a new search would take."
+    def compiled(given=None, parts=classification_parts, **options):
+        return claimed(given or settings(), plan, tmp_path/'new', parts, **options)['compiled']
+    return compiled
 
 @pytest.mark.parametrize('net', NETWORKS)
-def test_compiled_where_the_loops_can(net, monkeypatch):
-    "The settings say what `why_usual` says of a run."
+def test_compiled_where_the_loops_can(net, steps, monkeypatch):
+    "A search takes the steps that `why_usual` says of its run."
     pytest.importorskip('numba')
     x, y = torch.rand(40, 1, 28, 28), torch.arange(40) % 10
     data = from_tensors(x, y, x, y, 10)
     monkeypatch.setattr(replicates, 'search_data', lambda name, seed: data)
     run  = classification_parts(settings(net=net))[0](0)
-    assert settings(net=net)['compiled'] == (why_usual(run, data, classification()) == '') == (net == 'lenet')
+    before = torch.get_rng_state()
+    assert steps(settings(net=net)) == (why_usual(run, data, classification()) == '') == (net == 'lenet')
+    assert same(torch.get_rng_state(), before)  # asking draws nothing
 
-def test_settings_of_usual_steps(monkeypatch):
-    "Another precision, images without dark pixels, no Numba."
+@pytest.mark.parametrize('changes', [
+    dict(weight_decay=1e-4), dict(optimizer='sgd'), dict(precision='bfloat16'), dict(data='cifar10'), dict(compiled=False)], ids=str)
+def test_searches_of_usual_steps(changes, steps):
+    "By what is trained, also where settings are changed by hand; compiled=True is refused there."
+    assert steps(settings() | changes) is False
+    if 'compiled' not in changes:
+        with pytest.raises(ValueError, match='compiled steps, which are not possible here: .*name another folder'):
+            steps(settings(compiled=True) | changes)
+
+@pytest.mark.parametrize('compiled', [0.5, 'yes', 2])
+def test_steps_that_are_neither(compiled):
+    with pytest.raises(ValueError, match=f'compiled={compiled!r} must be True, False or None'): search_settings(compiled=compiled)
+
+def test_what_is_around_a_search(steps, monkeypatch):
+    "Numbers of another kind, hooks of a profiler: usual steps, which work. A block of autocast ends where a run begins."
     pytest.importorskip('numba')
-    assert settings()['compiled'] and settings(data='mnist')['compiled']
-    assert not settings(precision='bfloat16')['compiled'] and not settings(data='cifar10')['compiled']
-    lose_numba(monkeypatch)
-    assert not settings()['compiled']
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not steps()
+    hook.remove()
+    with torch.autocast('cpu', torch.bfloat16): assert steps()
+    monkeypatch.setattr(torch, 'get_default_dtype', torch.get_default_dtype)
+    torch.set_default_dtype(torch.float64)
+    try: assert not steps()
+    finally: torch.set_default_dtype(torch.float32)
+    assert steps() and steps(settings(rewind_step=5), late_parts)
+
+def own_parts(net, optimizer):
+    "As page 325 advises: `train` of the book, a run of one's own."
+    def parts(settings):
+        _, train, prune = classification_parts(settings | dict(net='lenet'))
+        def make_run(seed):
+            made = net()
+            return Run(made, optimizer(made.parameters()))
+        return make_run, train, prune
+    return parts
+
+def mlp(first=nn.Linear, *more): return nn.Sequential(nn.Flatten(), first(64, 20), nn.ReLU(), *more, nn.Linear(20, 10))
+
+@pytest.mark.parametrize('net, optimizer', [
+    (partial(mlp, nn.Linear, nn.Dropout(.1)), torch.optim.Adam), (mlp, torch.optim.Adam), (lambda: NETWORKS['lenet'](64), partial(torch.optim.SGD, lr=.1)),
+    (lambda: NETWORKS['lenet'](64), torch.optim.AdamW), (lambda: NETWORKS['lenet'](64), FusedAdam)], ids=['dropout', 'mlp', 'sgd', 'adamw', 'like ours'])
+@pytest.mark.parametrize('name', ['lenet', 'mine'])
+def test_parts_of_ones_own(name, net, optimizer, tmp_path):
+    "They take usual steps, whatever `search_settings` of LeNet's name could take; a name may be unknown to the book."
+    given = settings(scale={}) | dict(net=name)
+    with warnings.catch_warnings(), ThreadPoolExecutor(1) as one:
+        warnings.simplefilter('error')
+        rows = search(given, plan, tmp_path, parts=own_parts(net, optimizer), executor=one, progress=False)
+    assert len(rows) == len(plan) and read_checked_json(tmp_path/'search.json', '')['compiled'] is False
+
+def test_compiled_steps_that_own_parts_ask_for(tmp_path):
+    "They get them, or are refused: a network without compiled dense steps would mix both kinds."
+    pytest.importorskip('numba')
+    def go(net, out):
+        with ThreadPoolExecutor(1) as one:
+            return search(settings(compiled=True, scale={}), plan, out, parts=own_parts(net, FusedAdam), executor=one, progress=False)
+    go(lambda: NETWORKS['lenet'](64), tmp_path/'a')
+    assert load_ticket(ticket_file(tmp_path/'a', 0, 1)).settings['search']['compiled'] is True
+    with pytest.raises(RuntimeError, match='only a network that begins with a SparseInputLinear'): go(mlp, tmp_path/'b')
+
+def test_settings_of_other_parts_stay_as_they_are(tmp_path):
+    "A key of that name may be theirs; where there is none, none comes."
+    def parts(settings): return None
+    for given in (dict(compiled='mine'), dict(lr=1.)): assert claimed(given, plan, tmp_path, parts) == given
 
 def test_compiled_and_usual_agree(tmp_path):
     "All conditions: the same sizes, nearly the same masks and accuracies; the folder says which it was."
@@ -305,26 +373,68 @@ def test_old_folders_go_on_with_usual_steps(lost, tmp_path, monkeypatch):
     assert searched(old) == rows and kept_tickets(old) == kept_tickets(whole)
     assert read_checked_json(old/'search.json', '')['compiled'] is False
 
-@pytest.mark.parametrize('why, act', [
-    ('Numba, which compiles them, is missing here: install it .pip install numba., or name another folder',
-     lambda out, given, plan: search(settings(**given), plan, out, progress=False)),
-    ('these settings, or a stack, have usual ones',
-     lambda out, given, plan: search(settings(**given, compiled=False), plan, out, progress=False)),
-    ('these settings, or a stack, have usual ones',
-     lambda out, given, plan: stacked_search(settings(**given), plan, out, progress=False))])
-def test_a_compiled_folder_never_mixes(why, act, tmp_path, monkeypatch):
-    "Refused where its steps cannot be, and all stays as it was; done as a whole, it is still read."
+def lose(out, *patterns):
+    for pattern in patterns:
+        for file in out.glob(pattern): file.unlink()
+
+@pytest.mark.parametrize('lost', [[], ['search.json']], ids=str)
+@pytest.mark.parametrize('missing', [['runs/*random*'], ['runs/*round2*', 'ticket-*round2*'], []], ids=str)
+@pytest.mark.parametrize('act', [
+    lambda out, **given: search(settings(**given, compiled=False), plan, out, progress=False),
+    lambda out, **given: stacked_search(settings(**given), plan, out, progress=False)], ids=['compiled=False', 'stacked'])
+def test_a_compiled_folder_never_mixes(act, missing, lost, tmp_path):
+    "Usual steps are refused, also if nothing is left to train, and all stays as it was; its tickets say what they are."
     pytest.importorskip('numba')
     rows = searched(tmp_path)
-    if 'Numba' in why: lose_numba(monkeypatch)
-    assert act(tmp_path, {}, plan) == rows
-    (tmp_path/'runs'/'seed0-round2-random.json').unlink()
+    lose(tmp_path, *missing, *lost)
     before = files(tmp_path)
-    with pytest.raises(ValueError, match=f'{tmp_path} was begun with compiled steps; {why}'): act(tmp_path, {}, plan)
+    with pytest.raises(ValueError, match=f'{tmp_path} was begun with compiled steps: leave out what asks for others'): act(tmp_path)
+    with pytest.raises(ValueError, match='steps was 20, is 30'): act(tmp_path, steps=30)
     assert files(tmp_path) == before
-    with pytest.raises(ValueError, match='steps was 20, is 30'): act(tmp_path, dict(steps=30), plan)
-    monkeypatch.undo()
+    assert searched(tmp_path) == rows and folder_settings(tmp_path)['compiled'] is True
+
+@pytest.mark.parametrize('lost', [[], ['search.json']], ids=str)
+@pytest.mark.parametrize('missing', [['runs/*random*'], ['runs/*round2*', 'ticket-*round2*'], []], ids=str)
+def test_a_usual_folder_never_mixes(missing, lost, tmp_path):
+    "Left to itself it goes on with usual steps."
+    pytest.importorskip('numba')
+    rows = searched(tmp_path, compiled=False)
+    lose(tmp_path, *missing, *lost)
+    before = files(tmp_path)
+    with pytest.raises(ValueError, match=f'{tmp_path} was begun with usual steps: leave out what asks for others'): searched(tmp_path, compiled=True)
+    assert files(tmp_path) == before
+    assert searched(tmp_path) == rows and folder_settings(tmp_path)['compiled'] is False
+
+@pytest.mark.parametrize('there, why', [(False, r'Numba is missing \(pip install numba\)'), (True, 'Numba cannot compile here')])
+def test_a_compiled_folder_without_numba(there, why, tmp_path, monkeypatch, steps):
+    "Done as a whole it is read; otherwise refused, with the reason. A new one takes usual steps."
+    pytest.importorskip('numba')
+    rows = searched(tmp_path)
+    with monkeypatch.context() as here:
+        lose_numba(here, there)
+        assert searched(tmp_path) == rows and not steps()
+        lose(tmp_path, 'runs/*random*')
+        before = files(tmp_path)
+        with pytest.raises(ValueError, match=f'{tmp_path} has compiled steps, which are not possible here: {why}. Change'): searched(tmp_path)
+        with pytest.raises(ValueError, match='steps was 20, is 30'): searched(tmp_path, steps=30)
+        assert files(tmp_path) == before
     assert searched(tmp_path) == rows
+
+@pytest.mark.parametrize('compiled', [False, True])
+def test_search_json_lost_before_the_first_ticket(compiled, tmp_path, monkeypatch):
+    "Nothing says how the unfinished run was made: it is named, and no new note is written. Without it the search begins anew."
+    if compiled: pytest.importorskip('numba')
+    cut = PowerCut()
+    def saving(run, data, hooks, **options): return train_run(run, data, hooks=[*hooks, cut], save_every=2, **options)
+    with monkeypatch.context() as here:
+        here.setattr(replicates, 'train_run', saving)
+        with pytest.raises(RuntimeError, match='power cut'): searched(tmp_path, compiled=compiled)
+    (tmp_path/'search.json').unlink()
+    state, = tmp_path.glob('.*.state')
+    with pytest.raises(ValueError, match=f'{state} is of a search, but search.json, .*, is lost: remove it'): searched(tmp_path)
+    assert not (tmp_path/'search.json').exists()
+    state.unlink()
+    assert len(searched(tmp_path)) == len(plan)
 
 def test_a_state_of_usual_steps_is_not_continued_by_compiled_ones(tmp_path, monkeypatch):
     "Not by a run alone, either, which asks no folder."
@@ -333,12 +443,12 @@ def test_a_state_of_usual_steps_is_not_continued_by_compiled_ones(tmp_path, monk
     def saving(run, data, hooks, **options): return train_run(run, data, hooks=[*hooks, cut], save_every=2, **options)
     monkeypatch.setattr(replicates, 'train_run', saving)
     with pytest.raises(RuntimeError, match='power cut'): run_one(first, settings(compiled=False), tmp_path)
-    with pytest.raises(ValueError, match="settings was not given, is {'compiled': True}"): run_one(first, settings(), tmp_path)
+    with pytest.raises(ValueError, match="settings was not given, is {'compiled': True}"): run_one(first, settings(compiled=True), tmp_path)
 
 def test_a_worker_without_numba(tmp_path, monkeypatch):
     "It has the settings of others, and does not take usual steps instead; nor with another precision."
     pytest.importorskip('numba')
-    given = settings()
+    given = settings(compiled=True)
     first = dict(seed=0, round=0, condition='ticket')
     with pytest.raises(ValueError, match='compiled steps, which are not possible here: products have another precision'):
         run_one(first, given | dict(precision='bfloat16'), tmp_path)
@@ -346,16 +456,21 @@ def test_a_worker_without_numba(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='compiled steps, which are not possible here: Numba is missing'):
         run_one(first, given, tmp_path)
 
-def test_a_new_folder_takes_the_steps_that_can_be(tmp_path, monkeypatch):
-    "Settings changed by hand, a stack, Numba that is there and cannot compile; settings of other parts stay as they are."
+class Workers(ThreadPoolExecutor):
+    "An engine whose machines answer."
+    answer = ''
+    def ask(self, question): return self.answer and f'{self.answer} (worker 2)'
+
+def test_workers_without_numba(steps, tmp_path):
+    "Asked before anything is trained: usual steps for all, or, where compiled ones are asked for, a reason."
     pytest.importorskip('numba')
-    def steps(given): return folder_settings(given, tmp_path, plan)['compiled']
-    assert steps(settings()) and not steps(settings(compiled=False)) and not steps(settings() | dict(precision='bfloat16'))
-    assert folder_settings(dict(compiled='mine'), tmp_path, plan) == dict(compiled='mine')
-    stacked_search(settings(), plan, tmp_path/'stack', progress=False)
-    assert folder_settings(settings(), tmp_path/'stack', plan)['compiled'] is False
-    for module, name in no_kernels: monkeypatch.setattr(module, name, lambda: None)
-    assert not steps(settings())
+    engine = Workers(1)
+    assert steps(executor=engine)
+    engine.answer = 'Numba is missing'
+    assert not steps(executor=engine)
+    with pytest.raises(ValueError, match=r'not possible here: Numba is missing \(worker 2\)'): steps(settings(compiled=True), executor=engine)
+    searched(tmp_path, search_plan(1, [0], ['ticket']))
+    with pytest.raises(ValueError, match=r'not possible here: Numba is missing \(worker 2\)'): search(settings(), plan, tmp_path, executor=engine)
 
 # --- the plan
 
@@ -388,7 +503,7 @@ def test_what_is_needed_comes_earlier():
 
 # --- the whole search
 
-small = settings(steps=40, rate=.5, eval_every=20)
+small = settings(compiled=not why_no_loops(), steps=40, rate=.5, eval_every=20)  # as `search` would choose
 every = search_plan(2, range(2), CONDITIONS)
 
 @pytest.fixture
