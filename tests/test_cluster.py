@@ -138,26 +138,30 @@ def test_a_folder_that_is_not_shared(client, address, tmp_path, monkeypatch):
     with cluster(address) as (engine, workers):  # which needs no shared folder
         assert workers == 2 and [o['square'] for o in sweep(example_run, [dict(value=3)], 'squares', executor=engine, progress=False)] == [9]
 
-def without_loops(there):
-    "As on a machine whose Numba cannot compile; or as before."
+def without_loops(there, name):
+    "As on a machine whose Numba cannot compile, or whose library is older than compiled steps; or as before."
     from lotterybook.foundations import compiled_steps
-    if there: compiled_steps._kernels = compiled_steps._found
-    else: compiled_steps._found, compiled_steps._kernels = compiled_steps._kernels, lambda: None
+    if there: setattr(compiled_steps, name, compiled_steps.found)
+    else:
+        compiled_steps.found = getattr(compiled_steps, name)
+        if name == '_kernels': compiled_steps._kernels = lambda: None
+        else: delattr(compiled_steps, name)
 
-def test_a_worker_that_cannot_compile(client, address, tmp_path):
+@pytest.mark.parametrize('name, why', [('_kernels', 'Numba cannot compile here'), ('why_no_loops', '.*no_loops.*')])
+def test_a_worker_that_cannot_compile(name, why, client, address, tmp_path):
     "It is asked before the first run: all take usual steps, or, in a folder of compiled ones, none begins."
     pytest.importorskip('numba')
     some, less = [max(client.nthreads())], dict(small, steps=20)
     find(tmp_path/'begun', **dict(less, conditions=['ticket']), progress=False)
-    client.run(without_loops, False, workers=some)
+    client.run(without_loops, False, name, workers=some)
     try:
         find(tmp_path/'out', **less, scheduler=address, progress=False)
         assert folder_settings(tmp_path/'out')['compiled'] is False
         for out, more in ((tmp_path/'begun', {}), (tmp_path/'new', dict(compiled=True))):
-            with pytest.raises(ValueError, match=f'{out} has compiled steps, .*: Numba cannot compile here .worker {some[0]}.'):
+            with pytest.raises(ValueError, match=f'{out} has compiled steps, .*: {why} .worker {some[0]}.'):
                 find(out, **less, **more, scheduler=address, progress=False)
         assert not (tmp_path/'new'/'runs').exists()
-    finally: client.run(without_loops, True, workers=some)
+    finally: client.run(without_loops, True, name, workers=some)
     find(tmp_path/'begun', **less, scheduler=address, progress=False)
     assert folder_settings(tmp_path/'begun')['compiled'] is True
 

@@ -368,8 +368,8 @@ class _Cluster(Executor):
         except BaseException as e: future.set_exception(e)
 
     def ask(self, question: Callable[[], str]) -> str:
-        "What all workers are asked: the first answer that is not empty, and whose it is."
-        for worker, answer in self.client.run(question).items():
+        "What all workers are asked: the first answer or error that is not empty, and whose it is."
+        for worker, answer in self.client.run(question, on_error='return').items():
             if answer: return f'{answer} (worker {worker})'
         return ''
 
