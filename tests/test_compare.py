@@ -176,6 +176,13 @@ def test_text_has_an_interval_from_five_seeds_on():
     lines = comparison_table(rows, {rows[0]['method']: 'my method', 'other': 'not there'}, 'way').data.split('\n')
     assert lines[0].startswith('| way | ') and len(lines) == 3 and lines[2].startswith('| my method | 92.0 ±2.0 (1)')
 
+def test_a_table_is_of_one_comparison():
+    "Ten values of five seeds are no interval of ten; names that fit nothing are a typing error."
+    rows = [dict(equal=equal, method='a', density=.1, seed=s, accuracy=.5 + s/100, spent=1.) for equal in ('training', 'cost') for s in range(5)]
+    with pytest.raises(ValueError, match='rows of two comparisons'): comparison_table(rows, dict(a='A'))
+    with pytest.raises(ValueError, match='names has none of the methods: a'): comparison_table(rows[:5], dict(b='B'))
+    assert '| A |' in comparison_table(rows[5:], dict(a='A')).data and comparison_table([], dict(b='B')).data
+
 def test_bad_settings(tmp_path):
     for wrong in (dict(data='minst'), dict(net='lenett'), dict(steps=3), dict(densities=[1.5]), dict(seeds=0)):
         with pytest.raises(ValueError): compare(tmp_path/'out', ['dense'], **wrong)

@@ -186,6 +186,14 @@ def test_no_page_is_exempt_that_is_not_there():
 def test_full_runs_fit_their_pages():
     if full_runs(root/'nbs'): plan(full=True, folder=root/'nbs') # a ValueError names what does not fit
 
+def test_no_full_run_is_lost():
+    "Each experiment that speaks of its full run has one, and so has each page that another one tells to run in full."
+    runs = full_runs(root/'nbs')
+    for page in (root/'nbs').rglob('[0-9]*.ipynb'):
+        text = page.read_text(encoding='utf-8')
+        if page.parent.name == '9_experiments' and '--full' in text: assert page.stem in runs
+        for number in re.findall(r'lotterybook run (\d{3}) [^`\\]*--full', text): assert any(name.startswith(number) for name in runs), (page.stem, number)
+
 # --- the front page
 
 def test_readme_is_the_front_page():

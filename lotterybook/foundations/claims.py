@@ -190,21 +190,25 @@ def verdict_groups(
 def draw_claims(
     decided: list[dict],         # as `decide` returns them
     ax: 'Axes',                  # where to draw, one claim a line
-    labels: Sequence[str] = (),  # of the claims; none: their sentences
-    scale: float = 100.,         # of the numbers: 100 draws shares as percent
+    labels: Sequence[str] | None = None, # one a claim; None: their sentences
+    scale: float = 100.,         # of all their numbers: 100 draws shares as percent
 ) -> None:
     "Mean and interval of each claim, coloured by its verdict; hollow where Holm's rule undoes it."
     from lotterybook.foundations.plots import OKABE_ITO
+    labels = [c['claim'] for c in decided] if labels is None else list(labels)
+    if len(labels) != len(decided):
+        raise ValueError(f'{len(labels)} labels for {len(decided)} claims')
     colors = dict(holds=OKABE_ITO['blue'], undecided='0.5', fails=OKABE_ITO['vermilion'])
     for y, c in enumerate(decided):
         if c['mean'] is None: continue
-        mean, low, high = (scale*(c['mean'] if c[k] is None else c[k]) for k in ('mean', 'low', 'high'))
+        mean = scale*c['mean']
+        bars = None if c['low'] is None else [[mean - scale*c['low']], [scale*c['high'] - mean]]
         color, kept = colors[c['verdict']], c.get('holm', True) or c['verdict'] == 'undecided'
-        ax.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt='o', ms=4.5, capsize=3,
-                    color=color, mfc=color if kept else 'white')
+        ax.errorbar(mean, y, xerr=bars, fmt='o', ms=4.5, capsize=3, color=color,
+                    mfc=color if kept else 'white')
         for edge in {c['margin'], -c['margin']} if c['side'] == 'within' else {c['margin']}:
             if edge: ax.plot(scale*edge, y, '|', ms=14, color='black')
     ax.axvline(0, color='0.4', lw=1, ls='--')
     ax.set(ylim=(len(decided) - .5, -.5), yticks=range(len(decided)),
-           yticklabels=labels or [c['claim'] for c in decided])
+           yticklabels=labels)
     ax.tick_params(axis='y', labelsize=8)

@@ -6,6 +6,7 @@
 __all__ = ['STRENGTH', 'pgd_training', 'all_attacks', 'robustness_run']
 
 # %% ../../nbs/4_sparse_training/464_adversarial_training.ipynb #export-imports
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,9 +33,10 @@ def pgd_training(
     step_size: float | None = None, # α, of each of them; None: 2.5 ε/steps
 ) -> Objective:     # of pairs of inputs in [0, 1] and labels
     "The loss on attacked examples, the inner maximum of Madry et al. (2018), equation 2.1."
-    if not eps > 0: raise ValueError(f'eps={eps!r} must be above 0')
+    if not 0 < eps <= 1: raise ValueError(f'eps={eps!r} must be above 0, and at most 1')
     checked_size(steps, 'steps')
     alpha = 2.5*eps/steps if step_size is None else step_size
+    if not 0 < alpha < math.inf: raise ValueError(f'step_size={alpha!r} must be above 0')
     def objective(net, batch):
         "Uphill from a random start; unlike `pgd`, also where the class is wrong already."
         x, y = batch
@@ -100,8 +102,15 @@ def robustness_run(
     if odd := kind.keys() - {'share', 'eps'}:
         raise ValueError(f'a network is made with share or eps, not {", ".join(sorted(odd))}')
     n = checked_size(settings['images'], 'images')
+    if 'eps' in kind: pgd_training(kind['eps'])
+    for eps in settings['sizes']:
+        if not 0 < eps < 1 or settings['sizes'].count(eps) > 1:
+            raise ValueError(f'sizes={settings["sizes"]}: numbers between 0 and 1, each once')
+    for name in settings.get('strength', {}): checked_name(name, STRENGTH, 'strength')
     with flushed_denormals():
         data  = load(settings['data'], seed)
+        if n > len(data.y_test):
+            raise ValueError(f'images={n} is more than the {len(data.y_test)} test images')
         net   = _trained(data, kind, seed, settings['steps'])
         other = _trained(data, {}, seed + 1000, settings['steps'])  # with ReLU
         x, y  = data.x_test[:n], data.y_test[:n]

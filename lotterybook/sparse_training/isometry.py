@@ -14,7 +14,7 @@ from copy import deepcopy
 from itertools import pairwise
 import torch
 from torch import Generator, Tensor, nn
-from ..foundations.arguments import checked_name, checked_size
+from ..foundations.arguments import checked_fraction, checked_name, checked_size
 from ..foundations.data import Splits, load
 from ..foundations.fast_steps import flushed_denormals
 from ..foundations.hooks import FiniteLoss
@@ -136,13 +136,20 @@ def orthogonal_(
 def scale_layers(
     net: nn.Module,   # its kept weights are scaled, in place; frozen weights stay
     masks: Masks,     # bool: the layers, `(outputs, inputs, ...)`; pruned weights become zero
-    gain: float = 1., # gain² is the mean square of a layer's singular values then
+    gain: float = 1., # gain² is the mean square of the singular values then, of a flattened kernel
 ) -> None:
     "Multiply each masked layer by one number, without data; a layer of zeros stays."
-    params = dict(unwrapped(net).named_parameters())
+    if not 0 < gain < math.inf: raise ValueError(f'gain={gain!r} must be a number above 0')
+    params, scaled = dict(unwrapped(net).named_parameters()), {}
     for name, w in _matrices(net, masks).items():
+        if not params[name].requires_grad: continue
+        if not 1e-15 < w.norm() < 1e15: w = w.double()  # squares that float32 cannot hold
         size = gain*math.sqrt(min(w.flatten(1).shape))  # the length of all its weights together
-        if params[name].requires_grad: params[name].copy_(w*(size/(w.norm() or 1)))
+        scaled[name] = (w*(size/(w.norm() or 1))).to(params[name].dtype)
+        if not scaled[name].isfinite().all():
+            raise ValueError(f'{name!r} holds numbers that are not finite, or would with '
+                             f'gain={gain}; the network is as it was')
+    for name, w in scaled.items(): params[name].copy_(w)
 
 # %% ../../nbs/4_sparse_training/430_isometry.ipynb #export-runs
 _GAINS = dict(tanh=1., tanh_glorot=1., relu=math.sqrt(2))
@@ -192,6 +199,15 @@ def _steps_to(course: list[dict], target: float, steps: int) -> float:
     return float(steps)  # not in this training
 
 # %% ../../nbs/4_sparse_training/430_isometry.ipynb #export-run
+def _check(settings: dict) -> None:
+    "Settings are checked before the first repair."
+    sizes  = 'steps', 'batch_size', 'eval_every', 'repair_steps', 'images'
+    absent = {'data', 'lr', 'target', *sizes} - settings.keys()
+    if absent: raise ValueError(f'settings lack {", ".join(sorted(absent))}')
+    for name in sizes: checked_size(settings[name], name)
+    checked_fraction(settings['target'], 'target')
+    if not 0 < settings['lr'] < math.inf: raise ValueError(f'lr={settings["lr"]!r} must be above 0')
+
 def isometry_run(
     config: dict,   # net (tanh, tanh_glorot, relu), density (1: not pruned), seed
     settings: dict, # data, steps, batch_size, lr, eval_every, target, repair_steps, images
@@ -199,7 +215,10 @@ def isometry_run(
     "A deep network pruned by SNIP, repaired and trained. Lee et al. (2020), with one more control."
     began, kind = time.perf_counter(), checked_name(config['net'], _GAINS, 'net')
     density, seed = config['density'], config['seed']
+    _check(settings)
     data, gain = load(settings['data'], seed), _GAINS[kind]
+    if settings['images'] > len(data.y_test):
+        raise ValueError(f'images={settings["images"]} is more than {len(data.y_test)} test images')
     batches = list(zip(data.x_train.split(100), data.y_train.split(100)))
     with flushed_denormals():
         net = _deep_net(kind, math.prod(data.input_shape), data.classes, seed)

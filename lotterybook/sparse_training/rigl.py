@@ -29,8 +29,9 @@ def _gradient_sizes(run: Run) -> dict[str, Tensor]:
             raise ValueError(f'{name!r} has no gradient: the loss does not reach it, or it is '
                              'frozen; leave it out of the masks')
     for name, grad in grads.items():
-        pruned = ~run.masks[name]
-        if not (grad*pruned).any() and grad.any() and pruned.sum() >= 16:  # gathering is slower
+        kept = run.masks[name]
+        hidden = not grad.masked_fill(kept, 0).any() and grad.any()  # gathering is slower
+        if hidden and kept.numel() - kept.sum() >= 16:
             raise ValueError(f'the gradients of all pruned weights of {name!r} are zero: something '
                              'masks them first, such as keep_pruned, mask*weight in the forward '
                              'pass, or sparse_run without whole_gradient')
@@ -130,6 +131,7 @@ def step_ratio(
         if cuda: torch.cuda.synchronize()
         return clock() - began
     took = [[seconds(run, hooks) for run, hooks in runs] for _ in range(pairs + 1)][1:]
-    low, middle, high = statistics.quantiles([hooked/plain for plain, hooked in took], n=4)
+    low, middle, high = statistics.quantiles([hooked/plain for plain, hooked in took], n=4,
+                                             method='inclusive')
     plain, hooked = (1000/steps*statistics.median(side) for side in zip(*took))
     return dict(plain_ms=plain, hooked_ms=hooked, ratio=middle, low=low, high=high)

@@ -140,12 +140,12 @@ def search_settings(
                 precision=precision, rewind_step=rewind_step, compiled=compiled)
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-run
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=2)
 def search_data(
     name: str, # a data set that `load` knows
     seed: int, # the replicate
 ) -> Splits:   # colours standardized
-    "A replicate's data; three are kept, because workers change between neighbouring seeds."
+    "A replicate's data; two are kept, because workers change between neighbouring seeds."
     data = load(name, seed)
     return standardized(data) if name == 'cifar10' else data
 

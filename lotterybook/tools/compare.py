@@ -232,7 +232,11 @@ def comparison_table(
 ) -> Markdown:               # what Jupyter shows as a table
     "As `comparison_text`, for a page: the methods that are there, by their names."
     from lotterybook.foundations.results import table
+    if len({r['equal'] for r in rows}) > 1:
+        raise ValueError('rows of two comparisons: give those whose `equal` is training, or cost')
     sizes, entries = _grid(rows)
+    if rows and not names.keys() & entries.keys():
+        raise ValueError(f'names has none of the methods: {", ".join(entries)}')
     return table([title, *sizes], ([name, *entries[m]] for m, name in names.items() if m in entries))
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-draw

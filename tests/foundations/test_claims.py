@@ -1,8 +1,10 @@
 "Claims: verdicts and intervals by hand, groups that no row has, rows and claims that do not fit."
 import math
+import numpy as np
 import pytest
 from lotterybook.foundations.claims import (
     compare, decide, draw_claims, p_value, verdict, verdict_groups, verdict_table)
+from lotterybook.foundations.plots import OKABE_ITO
 from lotterybook.foundations.results import interval
 
 rows = [dict(seed=s, condition=c, round=r, stop=1. + s) for s in range(5) for c, r in (('ticket', 1), ('reinit', 2))]
@@ -127,17 +129,35 @@ def test_groups_of_verdicts():
 def test_the_picture_of_verdicts():
     "A line each; colour by verdict, hollow if Holm's rule undoes it, a mark at a margin that is not 0."
     import matplotlib.pyplot as plt
-    got = [dict(o, holm=True) for o in decide(steps, [earlier, dict(earlier, side='above'), dict(earlier, margin=-.25)], least=3)]
+    got = decide(steps, [earlier, dict(earlier, side='above'), dict(earlier, margin=-.25)], least=3)
+    assert [(o['verdict'], o['holm']) for o in got] == [('holds', True), ('fails', True), ('undecided', False)]
     nothing, = decide([*steps, dict(seed=9, condition='late', stop=1)], [dict(earlier, condition='late')])
     fig, ax = plt.subplots()
     draw_claims([got[0], dict(got[0], holm=False), got[1], got[2], nothing], ax, list('abcde'))
     points = [line for line in ax.lines if line.get_marker() == 'o']
     assert [line.get_xdata()[0] for line in points] == [-25]*4
     look = [(line.get_color(), line.get_markerfacecolor() == 'white') for line in points]
-    assert look[0][0] == look[1][0] and [hollow for _, hollow in look] == [False, True, False, False]
-    assert len({color for color, _ in look}) == 3
+    assert [color for color, _ in look] == [OKABE_ITO['blue']]*2 + [OKABE_ITO['vermilion'], '0.5']
+    assert [hollow for _, hollow in look] == [False, True, False, False]  # undecided is never hollow
     marks = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == '|' and line.get_markersize() == 14]
     assert marks == [-25] and [o.get_text() for o in ax.get_yticklabels()] == list('abcde')
+    plt.close(fig)
+
+def test_the_picture_of_few_seeds_and_of_a_distance():
+    "No interval, no bar; two marks around zero; without labels the sentences of the claims, and another number of labels is refused."
+    import matplotlib.pyplot as plt
+    few, enough = (decide(steps, [dict(earlier, side='within', margin=.3)], least=least)[0] for least in (5, 3))
+    assert few['low'] is None and enough['low'] is not None
+    fig, ax = plt.subplots()
+    draw_claims([few, enough], ax)
+    bars = [segment for bar in ax.collections for segment in bar.get_segments()]
+    assert len(bars) == 1 and [y for _, y in bars[0]] == [1, 1]
+    assert [x for x, _ in bars[0]] == pytest.approx([100*enough['low'], 100*enough['high']])
+    marks = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_marker() == '|' and line.get_markersize() == 14]
+    assert sorted(marks) == [(-30, 0), (-30, 1), (30, 0), (30, 1)]
+    assert [o.get_text() for o in ax.get_yticklabels()] == [earlier['claim']]*2
+    draw_claims([few, enough], ax, np.array(['a', 'b']))
+    with pytest.raises(ValueError, match='1 labels for 2 claims'): draw_claims([few, enough], ax, ['a'])
     plt.close(fig)
 
 def test_log_ratio():

@@ -53,6 +53,33 @@ def test_what_cannot_be_scaled_stays():
     assert not net[2].weight.any() and net[3].weight.equal(frozen)
     assert net[0].weight.norm().item() == pytest.approx(2., rel=1e-5)  # 4 rows
 
+@pytest.mark.parametrize('factor', [1e-25, 1e-20, 1e20, 1e30])
+def test_weights_whose_squares_leave_float32(factor):
+    "They are scaled like all others, to the same weights."
+    net, masks = pruned_net()
+    scale_layers(net, masks)
+    other, _ = pruned_net()
+    with torch.no_grad(): other[2].weight.mul_(factor)
+    scale_layers(other, masks)
+    assert torch.allclose(other[2].weight, net[2].weight, rtol=1e-5)
+
+@pytest.mark.parametrize('gain', [0, -1., math.nan, math.inf])
+def test_gains_that_are_none(gain):
+    net, masks = pruned_net()
+    before = snapshot(net)
+    with pytest.raises(ValueError, match='gain=.* must be a number above 0'): scale_layers(net, masks, gain)
+    assert same(snapshot(net), before)
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_named(bad):
+    "Before any layer is scaled. A gain that is too large for the weights' numbers is no better."
+    net, masks = pruned_net()
+    before = snapshot(net)
+    with pytest.raises(ValueError, match='would with gain=1e.300'): scale_layers(net, masks, 1e300)
+    with torch.no_grad(): net[3].weight[masks['3.weight'].nonzero()[0].unbind()] = bad
+    with pytest.raises(ValueError, match="'3.weight' holds numbers that are not finite"): scale_layers(net, masks)
+    assert same({k: v for k, v in net.state_dict().items() if k != '3.weight'}, {k: v for k, v in before.items() if k != '3.weight'})
+
 def test_scaling_twice_is_scaling_once():
     net, masks = pruned_net()
     scale_layers(net, masks)
@@ -142,3 +169,13 @@ def test_steps_to_an_accuracy(accuracies, reached):
 def test_an_unknown_network():
     with pytest.raises(ValueError, match='net'):
         isometry_run(dict(net='linear', density=.1, seed=0), SETTINGS)
+
+@pytest.mark.parametrize('changes,why', [
+    (dict(images=0), 'images=0'), (dict(images=10**4), 'images=10000 is more than'), (dict(target=math.nan), 'target=nan'), (dict(target=90), 'target=90'),
+    (dict(steps=0), 'steps=0'), (dict(repair_steps=2.5), 'repair_steps=2.5'), (dict(lr=0), 'lr=0'), (dict(lr=math.nan), 'lr=nan')])
+def test_odd_settings_are_refused(changes, why, monkeypatch):
+    "Before anything is pruned or trained; also one that is missing."
+    monkeypatch.setattr(isometry, '_deep_net', None)
+    with pytest.raises(ValueError, match=why): isometry_run(dict(net='tanh', density=1, seed=0), SETTINGS | changes)
+    missing = {k: v for k, v in SETTINGS.items() if k not in changes}
+    with pytest.raises(ValueError, match=f'settings lack {list(changes)[0]}'): isometry_run(dict(net='tanh', density=1, seed=0), missing)

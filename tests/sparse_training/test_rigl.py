@@ -16,7 +16,7 @@ from lotterybook.pruning.masked_training import keep_pruned
 from lotterybook.pruning.masks import full_masks, kept, remaining
 from lotterybook.sparse_training.moving_masks import exploration_rate, finish_step, random_masks
 from lotterybook.sparse_training.rigl import (
-    GradualPruning, RigL, step_ratio, training_multiply_adds)
+    GradualPruning, RigL, _gradient_sizes, step_ratio, training_multiply_adds)
 torch.set_num_threads(1)
 
 class Linear4(nn.Module):
@@ -52,6 +52,18 @@ def test_a_dropped_weight_may_return():
     advance(run, squares, last, 2, [RigL(1, 100, .5)])
     assert run.masks['weight'].tolist() == [[True, True, False, False]]
     assert run.net.weight[0, 1].item() == pytest.approx(.1, abs=1e-4)
+
+@pytest.mark.parametrize('bad', [0., math.inf, math.nan])
+def test_hidden_gradients_beside_one_that_is_not_finite(bad):
+    "A kept weight may have any gradient: the pruned ones are still hidden."
+    run = make('sgd')
+    for name, p in run.net.named_parameters(): p.grad = torch.ones_like(p)
+    assert _gradient_sizes(run)
+    for name, mask in run.masks.items():
+        grad = run.net.get_parameter(name).grad
+        grad.mul_(mask)
+        grad[tuple(mask.nonzero()[0])] += bad
+    with pytest.raises(ValueError, match='gradients of all pruned weights'): _gradient_sizes(run)
 
 def test_the_gradient_is_that_of_all_weights():
     "Growth is the largest |∂L/∂(m ⊙ θ)| outside of what stays, in each layer; by a second route."
