@@ -158,7 +158,7 @@ def test_a_worker_that_cannot_compile(name, why, client, address, tmp_path):
         find(tmp_path/'out', **less, scheduler=address, progress=False)
         assert folder_settings(tmp_path/'out')['compiled'] is False
         for out, more in ((tmp_path/'begun', {}), (tmp_path/'new', dict(compiled=True))):
-            with pytest.raises(ValueError, match=f'{out} has compiled steps, .*: {why} .worker {some[0]}.'):
+            with pytest.raises(ValueError, match=f'{out} (was begun with|is to have) compiled steps, .*: {why} .worker {some[0]}.'):
                 find(out, **less, **more, scheduler=address, progress=False)
         assert not (tmp_path/'new'/'runs').exists()
     finally: client.run(without_loops, True, name, workers=some)

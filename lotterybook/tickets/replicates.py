@@ -371,7 +371,7 @@ def claimed(
     steps = dict(compiled=None)
     if before: check_settings(_identity(before | steps), _identity(settings | steps), out)
     done  = bool(before) and len(finished_runs(out, plan)) == len(plan)
-    taken = _steps(settings.get('compiled'), before, done, settings, parts, executor, out)
+    taken = _steps(settings, before, done, out, parts, executor)
     if taken or 'compiled' in settings: settings = settings | dict(compiled=taken)
     if before:  # fewer rounds remove nothing
         settings |= dict(rounds=max(settings.get('rounds', 0), before.get('rounds', 0)))
@@ -379,19 +379,21 @@ def claimed(
     write_checked_json(out/'search.json', settings)
     return settings
 
-def _steps(asked, before: dict, done: bool, settings: dict, parts, executor, out: Path) -> bool:
+def _steps(settings: dict, before: dict, done: bool, out: Path, parts, executor) -> bool:
     "Compiled steps? As the folder's runs have them; else as asked for; else where possible."
+    asked = settings.get('compiled')
     known = before.get('compiled', False) if before else asked
     if before and asked not in (None, known):
-        raise ValueError(f'{out} was begun with {"compiled" if known else "usual"} steps: leave out '
-                         'what asks for others (compiled=, --usual-steps, --stack), or name '
+        raise ValueError(f'{out} was begun with {"compiled" if known else "usual"} steps: leave '
+                         'out what asks for others (compiled=, --usual-steps, --stack), or name '
                          'another folder')
     why_usual = getattr(parts, 'why_usual', None)
     if done or not why_usual or known is False: return known or False
     why = why_usual(settings) or (executor.ask(why_no_loops) if hasattr(executor, 'ask') else '')
     if why and known:
-        raise ValueError(f'{out} has compiled steps, which are not possible here: {why}. '
-                         'Change that, or name another folder')
+        what = 'was begun with' if before else 'is to have'
+        raise ValueError(f'{out} {what} compiled steps, which are not possible here: {why}. Change '
+                         f'that, or {"name another folder" if before else "leave compiled out"}')
     return not why
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-draw

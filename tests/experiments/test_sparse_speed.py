@@ -30,4 +30,4 @@ def test_times_belong_to_their_settings(search):
 
 def test_without_numba_it_says_so(search, monkeypatch):
     monkeypatch.setattr(compiled_steps, '_kernels', lambda: None)
-    with pytest.raises(ValueError, match='has compiled steps, which are not possible here: Numba cannot compile here'): search()
+    with pytest.raises(ValueError, match='is to have compiled steps, which are not possible here: Numba cannot compile here'): search()

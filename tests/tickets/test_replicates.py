@@ -273,7 +273,7 @@ def test_searches_of_usual_steps(changes, steps):
     "By what is trained, also where settings are changed by hand; compiled=True is refused there."
     assert steps(settings() | changes) is False
     if 'compiled' not in changes:
-        with pytest.raises(ValueError, match='compiled steps, which are not possible here: .*name another folder'):
+        with pytest.raises(ValueError, match='is to have compiled steps, which are not possible here: .*leave compiled out'):
             steps(settings(compiled=True) | changes)
 
 @pytest.mark.parametrize('compiled', [0.5, 'yes', 2])
@@ -415,7 +415,7 @@ def test_a_compiled_folder_without_numba(there, why, tmp_path, monkeypatch, step
         assert searched(tmp_path) == rows and not steps()
         lose(tmp_path, 'runs/*random*')
         before = files(tmp_path)
-        with pytest.raises(ValueError, match=f'{tmp_path} has compiled steps, which are not possible here: {why}. Change'): searched(tmp_path)
+        with pytest.raises(ValueError, match=f'{tmp_path} was begun with compiled steps, which are not possible here: {why}. Change'): searched(tmp_path)
         with pytest.raises(ValueError, match='steps was 20, is 30'): searched(tmp_path, steps=30)
         assert files(tmp_path) == before
     assert searched(tmp_path) == rows
