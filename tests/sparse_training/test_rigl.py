@@ -1,5 +1,5 @@
 "RigL sees the dense gradient, an update takes the place of a step; gradual pruning is exact."
-import math
+import math, time
 import pytest, torch
 from kills import Kill, killed_and_resumed
 from movers import OPTIMIZERS, batches, data, make, train
@@ -253,6 +253,14 @@ def test_step_ratio():
     assert 0 < run_ratio['low'] <= run_ratio['ratio'] <= run_ratio['high']
     with pytest.raises(ValueError, match='pairs=1'):
         step_ratio(make, classification(), batches, [], steps=4, pairs=1)
+
+def test_the_middle_half_of_step_ratio(monkeypatch):
+    "Of the ratios 1, 2 and 3 it is 1.5 to 2.5, inside of the smallest and the largest."
+    blocks = [1, 1, 1, 1, 1, 2, 1, 3]  # plain and hooked in turn; the first pair is not counted
+    ticks  = iter([t for seconds in blocks for t in (0, seconds)])
+    monkeypatch.setattr(time, 'process_time', lambda: next(ticks))
+    found = step_ratio(make, classification(), batches, [], steps=1, pairs=3)
+    assert (found['low'], found['ratio'], found['high']) == (1.5, 2, 2.5)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 def test_on_cuda():
