@@ -239,7 +239,8 @@ def _compiled(run: Run, data: Splits, hooks: list[Hook]) -> dict:
     "Options of `train_run` for compiled steps; refused where they would be usual ones."
     if why := why_usual(run, data, classification(), hooks):
         raise ValueError('the settings ask for compiled steps, which are not possible here: '
-                         f'{why}. Change that, or give compiled=False and another folder')
+                         f'{why}. Change that, or give compiled=False (--usual-steps) '
+                         'and another folder')
     return dict(step=CompiledStep(data), settings=dict(compiled=True))
 
 def _why_usual(settings: dict) -> str:

@@ -36,9 +36,9 @@ from ..foundations.running import Batches, Hook, Masks, Objective, Run, seeded, 
 from ..foundations.sweeps import sweep
 from ..foundations.training import (
     batch_order, classification, evaluating, holding)
-from lotterybook.tickets.replicates import (
-    claimed, classification_parts, finished_runs, run_file, run_one, runs_before, search_data,
-    step_file, table_row)
+from .replicates import (
+    claimed, classification_parts, finished_runs, run_file, run_one, runs_before,
+    search_data, step_file, table_row)
 from .rewinding import check_fit, rewind
 
 # %% ../../nbs/3_tickets/327_stacked_replicates.ipynb #export-stack
@@ -433,7 +433,7 @@ def stacked_search(
     settings  = settings | dict(compiled=settings.get('compiled') or False)  # steps of its own
     out, make = Path(out), parts(settings)
     with folder_lock(out):
-        settings = claimed(settings, plan, out)
+        settings = claimed(settings, plan, out, parts)
         started()
         done = {run_file(run) for run in finished_runs(out, plan)}
         show = progress and len(done) < len(plan)

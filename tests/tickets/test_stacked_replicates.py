@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import partial
 import pytest, torch
+from filelock import FileLock, Timeout
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,7 +22,7 @@ from lotterybook.foundations.training import (
 from lotterybook.pruning.masks import distance, full_masks, kept
 from lotterybook.pruning.scores import random_scores
 from lotterybook.pruning.schedules import pruner
-from lotterybook.tickets import stacked_replicates
+from lotterybook.tickets import replicates, stacked_replicates
 from lotterybook.tickets.controls import shuffled_masks
 from lotterybook.tickets.iterative import tickets
 from lotterybook.tickets.replicates import (
@@ -471,6 +472,17 @@ def test_each_goes_on_with_the_other(tmp_path):
         before = content(out)
         rows = second(out)
         assert len(rows) == len(plan) and all(content(out)[k] == v for k, v in before.items() if k.name != 'search.json')
+
+def test_a_folder_is_claimed_under_its_lock(tmp_path, monkeypatch):
+    "No other search begins between the check and the first wave; own parts decide what they can."
+    claims = []
+    def claimed(settings, plan, out, parts):
+        with pytest.raises(Timeout): FileLock(out/'.lock').acquire(timeout=0)
+        claims.append(parts)
+        return replicates.claimed(settings, plan, out, parts)
+    monkeypatch.setattr(stacked_replicates, 'claimed', claimed)
+    stack(tmp_path, search_plan(0, [0], ['ticket']), dict(steps=5, eval_every=5))
+    assert claims == [stacked_replicates.stacked_parts]
 
 def test_finished_runs_are_not_trained_again(whole, monkeypatch):
     monkeypatch.setattr(stacked_replicates, 'train_stacked', None)
