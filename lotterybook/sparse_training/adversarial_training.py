@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ..foundations.arguments import checked_name, checked_size
 from ..foundations.data import Splits, load
-from ..foundations.fast_steps import FusedAdam, flushed_denormals
+from ..foundations.deep_networks import RECIPES, make_optimizer
+from ..foundations.fast_steps import flushed_denormals
 from ..foundations.hooks import FiniteLoss
 from ..foundations.networks import lenet
 from ..foundations.randomness import rng
@@ -83,12 +84,13 @@ def all_attacks(
 
 # %% ../../nbs/4_sparse_training/464_adversarial_training.ipynb #export-run
 def _trained(data: Splits, kind: dict, seed: int, steps: int) -> nn.Module:
-    "LeNet-300-100 with its recipe: Adam at 0.0012, batches of 60."
+    "LeNet-300-100 by its recipe, as many steps as are asked for."
     net = lenet(data.input_shape, data.classes, seed)
     if 'share' in kind: net = with_k_winners(net, kind['share'])
-    run = Run(net, FusedAdam(net.parameters()), seed=seed)
+    recipe = RECIPES['lenet']
+    run = Run(net, make_optimizer(recipe, net), seed=seed)
     objective = pgd_training(kind['eps']) if 'eps' in kind else classification()
-    batches   = example_batches(data.x_train, data.y_train, 60, seed)
+    batches   = example_batches(data.x_train, data.y_train, recipe['batch_size'], seed)
     advance(run, objective, seeded(batches, seed), steps, [FiniteLoss(100, steps)])
     return net
 
