@@ -14,10 +14,12 @@ from .methods import METHODS, method
 if TYPE_CHECKING:
     from IPython.display import Markdown
     from matplotlib.axes import Axes
+    from lotterybook.foundations.plots import Method
     from lotterybook.foundations.running import Hook, Run
 
 # %% auto #0
-__all__ = ['Training', 'compare_settings', 'measured', 'compare', 'comparison_text', 'comparison_table', 'draw_methods']
+__all__ = ['Training', 'compare_settings', 'measured', 'compare', 'comparison_text', 'comparison_table', 'method_looks',
+           'draw_methods']
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-training
 class Training:
@@ -240,21 +242,29 @@ def comparison_table(
     return table([title, *sizes], ([name, *entries[m]] for m, name in names.items() if m in entries))
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-draw
+def method_looks(
+    names: dict[str, str], # label of each method, in the order of the legend
+) -> dict[str, Method]:    # colour, marker and label; colours repeat after six, markers after nine
+    "How methods look in the pictures of a comparison."
+    from lotterybook.foundations.plots import OKABE_ITO, Method
+    colors = [OKABE_ITO[c] for c in 'blue vermilion green orange purple sky'.split()]
+    return {key: Method(colors[i % 6], 'os^Dv*XP<'[i % 9], name)
+            for i, (key, name) in enumerate(names.items())}
+
 def draw_methods(
     rows: list[dict],        # of one comparison
     names: dict[str, str],   # label of each method, in the order of the legend
     ax: Axes,                # where to draw
 ) -> None:
     "Test accuracy by weights kept, a line for each method; the dense network is dashed."
-    from lotterybook.foundations.plots import OKABE_ITO, Method, curve, remaining_axis
+    from lotterybook.foundations.plots import curve, remaining_axis
     densities = sorted({r['density'] for r in rows if r['method'] != 'dense'}, reverse=True)
     seeds = sorted({r['seed'] for r in rows})
     of = {(r['method'], r['density'], r['seed']): 100*r['accuracy'] for r in rows}
-    colors = [OKABE_ITO[c] for c in 'blue vermilion green orange purple sky'.split()]
     there = {r['method'] for r in rows}
-    for i, (key, name) in enumerate((k, v) for k, v in names.items() if k in there):
+    looks = method_looks({k: v for k, v in names.items() if k in there})
+    for i, (key, look) in enumerate(looks.items()):
         values = [[of.get((key, d, s), float('nan')) for d in densities] for s in seeds]
-        look = Method(colors[i % 6], 'os^Dv*XP<'[i % 9], name)
         curve(ax, densities, values, look, end=False, ls='-' if i < 6 else '--')
     dense = [v for (key, *_), v in of.items() if key == 'dense']
     if dense: ax.axhline(sum(dense)/len(dense), color='0.4', ls=':', lw=1)
