@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'NETWORKS', 'conv_net', 'conv2', 'conv4', 'conv6', 'vgg', 'vgg16', 'vgg19', 'small_vgg', 'ResidualBlock',
-           'he_normal_', 'resnet20', 'step_schedule', 'make_optimizer', 'build']
+           'he_normal_', 'resnet20', 'step_schedule', 'make_optimizer', 'build', 'channels_last']
 
 # %% ../../nbs/7_foundations/753_deep_networks.ipynb #export-imports
 from collections import OrderedDict
@@ -213,3 +213,21 @@ def build(
     "A fresh network that fits the data."
     checked_name(name, NETWORKS, 'network')
     return NETWORKS[name](data.input_shape, data.classes, seed=seed)
+
+# %% ../../nbs/7_foundations/753_deep_networks.ipynb #export-layout
+def _gradient_back(module: nn.Module, args: tuple) -> None:
+    "Before `Flatten`: the gradient comes back channels-last, as the input is."
+    x, = args
+    if torch.is_grad_enabled() and x.requires_grad and x.dim() == 4 and x.stride(1) == 1:
+        x.register_hook(lambda g: g.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
+
+def channels_last(
+    net: nn.Module,  # changed in place; its results stay the same
+) -> nn.Module:      # the same network
+    "The channels of a pixel side by side in memory, backward through `Flatten`, too."
+    if not isinstance(net, nn.Module): raise TypeError(f'{net!r} is no network')
+    modules = list(net.to(memory_format=torch.channels_last).modules())
+    if any(isinstance(m, nn.Conv2d) for m in modules):  # without one there is nothing to keep
+        for m in modules:
+            if isinstance(m, nn.Flatten): m.register_forward_pre_hook(_gradient_back)
+    return net

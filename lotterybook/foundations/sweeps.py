@@ -212,7 +212,9 @@ def _start_worker() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ['TQDM_DISABLE'] = '1'
     import torch
+    from lotterybook.foundations.fast_steps import keep_freed_memory
     torch.set_num_threads(1)
+    keep_freed_memory()
 
 @contextmanager
 def processes(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from ..foundations.arguments import checked_size
-from ..foundations.deep_networks import build
+from ..foundations.deep_networks import build, channels_last
 from ..foundations.fast_steps import flushed_denormals
 from ..foundations.randomness import rng
 from ..foundations.running import Masks, Run
@@ -89,7 +89,7 @@ class _Replicate(Replicate):
         net = build(self.settings['net'], self.data, self.seed)
         with torch.no_grad():
             for scale in norm_scales(net).values(): scale.fill_(.5)
-        net.to(self.device, memory_format=torch.channels_last)  # faster convolutions
+        channels_last(net.to(self.device))  # faster convolutions
         return Run(net, self.optimizer_of(net), seed=self.seed)
 
     def trained(self, run: Run, end: int, rate: Callable[[int], float] | None = None) -> Run:

@@ -27,7 +27,7 @@ from ..foundations.compiled_steps import CompiledStep, why_no_loops, why_usual
 from ..foundations.data import (
     CLASSIFICATION, DATASETS, Splits, load, standardized)
 from ..foundations.deep_networks import (
-    NETWORKS, RECIPES, build, make_optimizer, step_schedule)
+    NETWORKS, RECIPES, build, channels_last, make_optimizer, step_schedule)
 from ..foundations.files import folder_lock
 from ..foundations.randomness import kept_generators
 from ..foundations.running import Hook, Run
@@ -192,7 +192,7 @@ def recipe_run(
     device: str = 'cpu', # as PyTorch writes it
 ) -> Run:
     "An untrained network of a recipe, with masks of what may be pruned."
-    net = build(name, data).to(device, memory_format=torch.channels_last)  # faster convolutions
+    net = channels_last(build(name, data).to(device))  # faster convolutions
     masks = full_masks(net, recipe.get('exclude', ()))
     return Run(net, make_optimizer(recipe, net), masks, seed)
 

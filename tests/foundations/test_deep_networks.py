@@ -5,7 +5,7 @@ import pytest, torch
 from sameness import same
 from lotterybook.foundations.data import load
 from lotterybook.foundations.deep_networks import (
-    NETWORKS, RECIPES, ResidualBlock, build, conv2, conv4, conv6, conv_net, make_optimizer, resnet20, small_vgg, step_schedule,
+    NETWORKS, RECIPES, ResidualBlock, build, channels_last, conv2, conv4, conv6, conv_net, make_optimizer, resnet20, small_vgg, step_schedule,
     vgg, vgg16, vgg19)
 torch.set_num_threads(1)
 digits = load('digits')
@@ -92,3 +92,22 @@ def test_small_vgg():
     for side in (4, 8, 28): assert small_vgg((1, side, side))(torch.zeros(2, 1, side, side)).shape == (2, 10)
     with pytest.raises(ValueError, match='3 × 28 pixels are too few to be halved 2 times'): small_vgg((1, 3, 28))
     assert torch.equal(build('small_vgg', digits, seed=3).conv32.weight, build('small_vgg', digits, seed=3).conv32.weight)
+
+def layouts(net):
+    "A gradient step's gradients, and the strides of the gradient that max pooling gets."
+    strides, x = [], torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    net.pool1.register_full_backward_hook(lambda module, into, out: strides.append(out[0].stride(1)))
+    torch.nn.functional.cross_entropy(net(x), torch.arange(6)).backward()
+    return [p.grad for p in net.parameters()], strides
+
+def test_channels_last_keeps_the_layout_backward_and_the_gradients():
+    there, half = channels_last(conv2((1, 8, 8), seed=0)), conv2((1, 8, 8), seed=0).to(memory_format=torch.channels_last)
+    (gradients, strides), (wanted, other) = layouts(there), layouts(half)
+    assert strides == [1] and other == [16]  # the other one: 4 x 4 pixels of a channel after one another
+    assert all(map(torch.equal, gradients, wanted))
+    assert torch.equal(there(torch.ones(2, 1, 8, 8)), half(torch.ones(2, 1, 8, 8)))
+
+def test_a_network_without_convolutions_gets_no_hooks():
+    "Compiled steps refuse networks with hooks."
+    assert not channels_last(build('lenet', digits)).flatten._forward_pre_hooks
+    assert channels_last(conv2((1, 8, 8))).flatten._forward_pre_hooks

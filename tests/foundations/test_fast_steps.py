@@ -1,9 +1,10 @@
 "Fast steps: flushed numbers in nested blocks and after errors; Adam on every layout, against PyTorch's to the last bit."
+import ctypes, os, platform, subprocess, sys
 import pytest, torch
 from torch import nn
 from torch.testing import assert_close
 from lotterybook.foundations.data import load
-from lotterybook.foundations.fast_steps import FusedAdam, flushed_denormals
+from lotterybook.foundations.fast_steps import FusedAdam, flushed_denormals, keep_freed_memory
 from lotterybook.foundations.networks import lenet
 torch.set_num_threads(1)
 
@@ -112,3 +113,29 @@ def test_groups_and_moments():
     adam.step()
     assert weight[3, 5] == before[3, 5]
     assert (weight != before).sum() == (mean != 0).sum()
+
+# --- memory that is kept
+
+FAULTS = """
+import resource, torch
+from lotterybook.foundations.fast_steps import keep_freed_memory
+def faults():
+    for _ in range(5): pieces = [torch.ones(2**21) for _ in range(10)]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5): pieces = None; pieces = [torch.ones(2**21) for _ in range(10)]
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)/5
+torch.set_num_threads(1)
+print(faults(), keep_freed_memory(), faults())
+"""
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the switch is of glibc')
+def test_freed_memory_is_kept():
+    "In a process of its own, because it holds until the end; one that surely gives back what is freed."
+    env = dict(os.environ, MALLOC_TRIM_THRESHOLD_=str(2**17))
+    before, can, after = subprocess.run([sys.executable, '-c', FAULTS], capture_output=True, text=True, check=True, env=env).stdout.split()
+    assert can == 'True' and float(before) > 10_000 and float(after) < 1_000
+
+def test_a_library_without_the_switch(monkeypatch):
+    for nothing in (lambda name: object(), lambda name: ctypes.c_int('no such library')):
+        monkeypatch.setattr(ctypes, 'CDLL', nothing)
+        assert keep_freed_memory() is False
