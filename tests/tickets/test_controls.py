@@ -378,7 +378,7 @@ def test_a_language_model(tmp_path, one):
 
 def test_classification_is_one_case(tmp_path, one):
     "The parts by name are as any others."
-    settings = search_settings('digits', rounds=1, steps=20, eval_every=10)
+    settings = search_settings('digits', rounds=1, steps=20, eval_every=10, compiled=False)  # as parts of one's own
     plan = search_plan(1, [0], ['ticket', 'one_shot'])
     a = search(settings, plan, tmp_path/'a', executor=one, progress=False)
     def parts(settings): return replicates.classification_parts(settings)
