@@ -4,9 +4,6 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).resolve().parent.parent
-try: intel = 'GenuineIntel' in open('/proc/cpuinfo').read()
-except OSError: intel = False
-if intel: os.environ.setdefault('MKL_CBWR', 'AVX2,STRICT') # else MKL's last bits there depend on where a tensor lies in memory
 os.environ['TQDM_DISABLE'] = '1' # no progress bars in what the tests read
 
 def skip(reason):

@@ -76,7 +76,7 @@ def test_golden(part, tmp_path):
     assert have.keys() == want.keys()
     assert {k: len(o['numbers']) for k, o in have.items()} == {k: len(o['numbers']) for k, o in want.items()}
     if json.loads(record.read_text())['where'] == here(): assert {k: o['bits'] for k, o in have.items()} == {k: o['bits'] for k, o in want.items()}
-    near = .1 if part == 'language_model' else 1e-4 # its large learning rate makes a last bit of another processor grow
+    near = 1e-4 if json.loads(record.read_text())['where']['processor'] == here()['processor'] else .05 # another one's rounding grows in training
     for name, entry in want.items():
         assert all(math.isclose(a, b, rel_tol=near, abs_tol=near) for a, b in zip(have[name]['numbers'], entry['numbers'])), name
 

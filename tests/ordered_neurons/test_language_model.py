@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings('ignore::lotterybook.ordered_neurons.lan
 corpus = as_corpus(400, validation=100, test=100, max_words=40)
 tiny = dict(embedding=20, hidden=[20], chunk_size=1, epochs=3, learning_rate=20., dropout_input=0., dropout_layers=.2, dropout_output=0.,
             weight_dropout=.2, ar=0., tar=0., length=35, batch_size=10)
-fast = dict(tiny, epochs=5, learning_rate=150., patience=1) # too fast to settle: from epoch 4 on, weights are averaged
+fast = dict(tiny, epochs=5, learning_rate=200., patience=1) # too fast to settle: from epoch 4 on, weights are averaged
 
 class Stopped(Exception): pass
 

@@ -186,16 +186,16 @@ def test_seeds_and_conditions_train_as_one_by_one(precision, atol):
 @pytest.mark.parametrize('net', [lenet, batchnorm_mlp])
 def test_outcomes_are_those_of_train_run(net):
     together = [make(seed, net=net, lr=1e-2) for seed in SEEDS]
-    outcomes = train_stacked(together, splits(together), partial(FusedAdam, lr=1e-2), steps=60, eval_every=10)
+    outcomes = train_stacked(together, splits(together), partial(FusedAdam, lr=1e-2), steps=150, eval_every=10)
     assert len({o['stop_step'] for o in outcomes}) > 1
     for run, ours in zip(together, outcomes):
         one = make(run.seed, net=net, lr=1e-2)
-        theirs = train_run(one, digits[run.seed], 60, eval_every=10)
-        assert ours.keys() == theirs.keys() and ours['stop_step'] == theirs['stop_step'] and run.step == 60
-        for k in ('stop_accuracy', 'end_accuracy', 'train_accuracy'): assert abs(ours[k] - theirs[k]) < .005, k  # two of 497 images: rounding
+        theirs = train_run(one, digits[run.seed], 150, eval_every=10)
+        assert ours.keys() == theirs.keys() and ours['stop_step'] == theirs['stop_step'] and run.step == 150
+        for k in ('stop_accuracy', 'end_accuracy', 'train_accuracy'): assert abs(ours[k] - theirs[k]) < .003, k
         for a, b in zip(ours['history'], theirs['history'], strict=True):
             assert a['step'] == b['step'] and math.isclose(a['validation_loss'], b['validation_loss'], abs_tol=1e-3)
-        assert close(snapshot(run.net), snapshot(one.net), .05)
+        assert close(snapshot(run.net), snapshot(one.net), .01)
 
 def test_one_hook_serves_a_single_network_too():
     "The rows and the best weights of `Validate`."
