@@ -1,6 +1,7 @@
 """Golden numbers: what a search, a language model and a logic run gave before the loop was rewritten, and must go on giving.
 
-Bits are compared where PyTorch's version and the processor are those of the record, else numbers to 1e-4.
+Bits are compared where PyTorch's version and the processor are those of the record, else numbers to 1e-4;
+on another processor the rows of trainings are compared more widely.
 `golden.json` is written once, by `python tests/test_golden.py`, and never changed."""
 import json, math
 from pathlib import Path
@@ -63,6 +64,7 @@ def golden_logic(folder):
     return found
 
 parts = dict(search=golden_search, language_model=golden_language_model, logic=golden_logic)
+GROWS = dict(search=5e-4, language_model=.05)  # how far another processor's rounding grows in rows of trainings
 
 def measured(part, folder):
     before = torch.get_num_threads()
@@ -76,8 +78,9 @@ def test_golden(part, tmp_path):
     assert have.keys() == want.keys()
     assert {k: len(o['numbers']) for k, o in have.items()} == {k: len(o['numbers']) for k, o in want.items()}
     if json.loads(record.read_text())['where'] == here(): assert {k: o['bits'] for k, o in have.items()} == {k: o['bits'] for k, o in want.items()}
-    near = 1e-4 if json.loads(record.read_text())['where']['processor'] == here()['processor'] else .05 # another one's rounding grows in training
+    elsewhere = json.loads(record.read_text())['where']['processor'] != here()['processor']
     for name, entry in want.items():
+        near = GROWS[part] if elsewhere and name == 'rows' else 1e-4
         assert all(math.isclose(a, b, rel_tol=near, abs_tol=near) for a, b in zip(have[name]['numbers'], entry['numbers'])), name
 
 if __name__ == '__main__':

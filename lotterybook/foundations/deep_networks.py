@@ -217,17 +217,21 @@ def build(
 # %% ../../nbs/7_foundations/753_deep_networks.ipynb #export-layout
 def _gradient_back(module: nn.Module, args: tuple) -> None:
     "Before `Flatten`: the gradient comes back channels-last, as the input is."
-    x, = args
-    if torch.is_grad_enabled() and x.requires_grad and x.dim() == 4 and x.stride(1) == 1:
+    x = args[0] if args else None  # None: given by name, and left as it is
+    if not isinstance(x, Tensor) or not torch.is_grad_enabled() or not x.requires_grad: return
+    if not x.is_leaf and x.dim() == 4 and x.stride(1) == 1:  # a leaf would keep all its hooks
+        # permuted, because vmap has no `contiguous(memory_format=)`
         x.register_hook(lambda g: g.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
 
 def channels_last(
-    net: nn.Module,  # changed in place; its results stay the same
+    net: nn.Module,  # changed in place; its results stay the same up to rounding
 ) -> nn.Module:      # the same network
-    "The channels of a pixel side by side in memory, backward through `Flatten`, too."
+    "The channels of a pixel side by side in memory, backward through `nn.Flatten`, too."
     if not isinstance(net, nn.Module): raise TypeError(f'{net!r} is no network')
     modules = list(net.to(memory_format=torch.channels_last).modules())
-    if any(isinstance(m, nn.Conv2d) for m in modules):  # without one there is nothing to keep
+    if any(isinstance(m, nn.Conv2d) for m in modules):  # without one there is nothing to gain
         for m in modules:
-            if isinstance(m, nn.Flatten): m.register_forward_pre_hook(_gradient_back)
+            there = m._forward_pre_hooks.values()
+            if isinstance(m, nn.Flatten) and _gradient_back not in there:
+                m.register_forward_pre_hook(_gradient_back)
     return net

@@ -76,7 +76,7 @@ class FusedAdam(torch.optim.Adam):
 
 # %% ../../nbs/7_foundations/741_fast_steps.ipynb #export-memory
 def keep_freed_memory() -> bool:  # False where the C library has no such switch
-    "From now on this process keeps freed memory for its next step (up to 2 GiB)."
+    "From now on this process keeps freed pieces up to 32 MiB for its next step, 2 GiB in all."
     try: mallopt = ctypes.CDLL(None).mallopt        # of glibc
     except (AttributeError, TypeError): return False
     sizes = {-3: 32 << 20,  # M_MMAP_THRESHOLD: larger pieces only come from the system; the most allowed

@@ -111,3 +111,33 @@ def test_a_network_without_convolutions_gets_no_hooks():
     "Compiled steps refuse networks with hooks."
     assert not channels_last(build('lenet', digits)).flatten._forward_pre_hooks
     assert channels_last(conv2((1, 8, 8))).flatten._forward_pre_hooks
+
+def test_channels_last_twice_is_once():
+    net = channels_last(channels_last(conv2((1, 8, 8))))
+    assert len(net.flatten._forward_pre_hooks) == 1
+
+class Branches(torch.nn.Module):
+    "Its Flatten is called by name, or with the input itself."
+    def __init__(self):
+        super().__init__()
+        self.conv, self.flatten = torch.nn.Conv2d(2, 2, 3, padding=1), torch.nn.Flatten()
+    def forward(self, x): return self.flatten(input=self.conv(x)).sum() + self.flatten(x).sum()
+
+def test_channels_last_in_other_networks():
+    "A leaf keeps none of the hooks of a forward pass; a keyword goes the usual way."
+    net = channels_last(Branches())
+    x = torch.rand(3, 2, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    for _ in range(3): net(x).backward()
+    assert not x._backward_hooks
+    plain = Branches()
+    plain.load_state_dict(net.state_dict())
+    assert torch.allclose(net(x), plain(x))
+
+def test_channels_last_under_vmap():
+    from torch.func import functional_call, grad, vmap
+    net  = channels_last(conv2((1, 8, 8), seed=0))
+    x, y = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(3)
+    def loss(p, x, y): return torch.nn.functional.cross_entropy(functional_call(net, p, (x[None],)), y[None])
+    each = vmap(grad(loss), (None, 0, 0))({k: p.detach() for k, p in net.named_parameters()}, x, y)
+    torch.nn.functional.cross_entropy(net(x), y).backward()
+    for k, p in net.named_parameters(): torch.testing.assert_close(each[k].mean(0), p.grad, rtol=1e-4, atol=1e-6)

@@ -1,5 +1,5 @@
 "Fast steps: flushed numbers in nested blocks and after errors; Adam on every layout, against PyTorch's to the last bit."
-import ctypes, os, platform, subprocess, sys
+import ctypes, mmap, os, platform, subprocess, sys
 import pytest, torch
 from torch import nn
 from torch.testing import assert_close
@@ -131,9 +131,11 @@ print(faults(), keep_freed_memory(), faults())
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the switch is of glibc')
 def test_freed_memory_is_kept():
     "In a process of its own, because it holds until the end; one that surely gives back what is freed."
-    env = dict(os.environ, MALLOC_TRIM_THRESHOLD_=str(2**17))
+    others = ('MALLOC_', 'LD_PRELOAD', 'GLIBC_TUNABLES', 'THP_MEM')
+    env = {k: v for k, v in os.environ.items() if not k.startswith(others)} | dict(MALLOC_TRIM_THRESHOLD_=str(2**17))
     before, can, after = subprocess.run([sys.executable, '-c', FAULTS], capture_output=True, text=True, check=True, env=env).stdout.split()
-    assert can == 'True' and float(before) > 10_000 and float(after) < 1_000
+    pages = 10*2**23/mmap.PAGESIZE
+    assert can == 'True' and float(before) > pages/2 and float(after) < pages/20
 
 def test_a_library_without_the_switch(monkeypatch):
     for nothing in (lambda name: object(), lambda name: ctypes.c_int('no such library')):

@@ -1,5 +1,5 @@
 "Sweeps: order, failures, retries, kills, folders removed, names, damaged files."
-import json, os, re, shutil, signal, subprocess, sys, threading, time
+import json, mmap, os, platform, re, shutil, signal, subprocess, sys, threading, time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
@@ -263,6 +263,23 @@ def refused(run, **options):
 for run in (at_home, partial(at_home, n=1), AtHome(), AtHome().method, lambda config: config): refused(run)
 with processes(1) as pool: refused(at_home, executor=pool)
 '''
+
+def faults(config):
+    "The second of two steps that make 80 megabytes."
+    import resource
+    import torch
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        pieces = [torch.ones(2**21) for _ in range(10)]
+        count = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        del pieces
+    return dict(faults=count)
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the switch is of glibc')
+def test_processes_keep_freed_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv('MALLOC_TRIM_THRESHOLD_', str(2**17))
+    found, = sweep(faults, [dict(step=1)], tmp_path, workers=1, progress=False)
+    assert found['faults'] < 10*2**23/mmap.PAGESIZE/4  # a quarter of all pages
 
 def test_what_processes_cannot_import(tmp_path):
     "Code of a notebook or a prompt: functions, partials, objects, methods, lambdas; in our pool or the caller's."

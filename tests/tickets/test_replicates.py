@@ -22,7 +22,7 @@ from lotterybook.tickets.controls import CONDITIONS, control_run
 from lotterybook.tickets.iterative import find_ticket
 from lotterybook.tickets.late_rewinding import late_parts
 from lotterybook.tickets.replicates import (
-    claimed, classification_parts, draw_search, finished_runs, folder_settings, run_one, runs_before, search, search_plan,
+    claimed, classification_parts, draw_search, finished_runs, folder_settings, recipe_run, run_one, runs_before, search, search_plan,
     search_settings, step_file, table_row, ticket_file)
 from lotterybook.tickets.stacked_replicates import stacked_search
 from lotterybook.tickets.ticket_files import load_ticket
@@ -594,3 +594,6 @@ def test_the_figure(one, tmp_path):
     draw_search([o for o in rows if o['condition'] == 'ticket'])
     with pytest.raises(ValueError, match="unknown measure 'speed'"): draw_search(rows, measures=('speed',))
     plt.close('all')
+
+def test_runs_of_a_recipe_are_channels_last_backward_too():
+    assert recipe_run('conv2', load('digits'), RECIPES['conv2'], 0).net.flatten._forward_pre_hooks
