@@ -6,6 +6,19 @@ import pytest
 root = Path(__file__).resolve().parent.parent
 os.environ['TQDM_DISABLE'] = '1' # no progress bars in what the tests read
 
+def seed():
+    "PyTorch's global generator as new: a network that a test makes without a seed is the same in every run"
+    import torch
+    torch.manual_seed(0)
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_make_collect_report(collector):
+    "Parameters of tests are made when their file is imported"
+    if isinstance(collector, pytest.Module): seed()
+
+@pytest.fixture(autouse=True)
+def seeded(): seed()
+
 def skip(reason):
     "Skip, with the reason in pytest's summary; fail where skips are forbidden"
     if os.environ.get('LOTTERYBOOK_NO_SKIPS') == '1': pytest.fail(f'skips are forbidden (LOTTERYBOOK_NO_SKIPS=1): {reason}')

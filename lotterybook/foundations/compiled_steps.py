@@ -459,7 +459,7 @@ def _way(run: Run, layers: dict[str, nn.Linear], crossover: float | None) -> typ
                   p.numel() for name, p in weights.items())
     first, *others = weights.values()
     dense   = first.t().is_contiguous() and all(p.is_contiguous() for p in others)
-    below   = crossover if crossover is not None else .3 if dense else .8
+    below   = crossover if crossover is not None else .4 if dense else .8
     if kept < below*sum(p.numel() for p in weights.values()): return _KeptWeights
     return _AllWeights if dense else None
 
@@ -505,7 +505,7 @@ class CompiledStep:
     def __init__(self,
         data: Splits,  # batches are rows of its training part
         crossover: float | None = None, # share of kept weights below which steps are sparse; None:
-                                        # .3, or .8 where no dense step is compiled (page 470)
+                                        # .4, or .8 where no dense step is compiled (page 470)
     ):
         check_splits(data)
         self.data, self.crossover = data, crossover

@@ -18,5 +18,5 @@ def train_sparse(
     *arguments: object,      # of `train_run`
     **options: object,       # of `train_run`
 ) -> dict:                   # what `train_run` returns
-    "`train_run` by compiled steps, sparse below a density of 0.3; warns where they cannot be."
+    "`train_run` by compiled steps, sparse below a density of 0.4; warns where they cannot be."
     return train_run(run, data, *arguments, step=CompiledStep(data), **options)

@@ -83,7 +83,7 @@ def check_same(fast, usual, close=2e-5):
 @pytest.mark.parametrize('size', (1, 20, 60, 64, 65, 150))
 def test_any_density_and_batch(density, size):
     fast, usual, step = both(8, size=size, density=density)
-    assert type(step.way) is (steps._KeptWeights if density < .3 else steps._AllWeights)
+    assert type(step.way) is (steps._KeptWeights if density < .4 else steps._AllWeights)
     check_same(fast, usual, 3e-5)
 
 @pytest.mark.parametrize('widths', ((64, 10), (64, 7, 10), (64, 9, 8, 7, 6, 10), (64, 70, 1, 10)))
@@ -95,7 +95,7 @@ def test_any_number_of_layers(widths, density):
 def test_gradients(density):
     run, batch = make(density), torch.arange(100, 160)
     layers = steps._linear_layers(run.net)
-    way = (steps._KeptWeights if density < .3 else steps._AllWeights)(run, layers)
+    way = (steps._KeptWeights if density < .4 else steps._AllWeights)(run, layers)
     way.load(run.optimizer)
     before = copy.deepcopy(run.net)
     way.step(lit_pixels(digits.x_train), digits.y_train.numpy(), batch.numpy(),
@@ -219,7 +219,7 @@ class NewMasks(Hook):
 @pytest.mark.parametrize('before, after', ((.1, .05), (.1, .2), (1, .1), (.1, 1)))
 def test_masks_change(before, after):
     fast, usual, step = both(hooks=lambda: [NewMasks(after)], density=before)
-    assert type(step.way) is (steps._KeptWeights if after < .3 else steps._AllWeights)
+    assert type(step.way) is (steps._KeptWeights if after < .4 else steps._AllWeights)
     check_same(fast, usual)
 
 def test_a_hook_that_says_it_reads_nothing_sets_masks():
