@@ -87,12 +87,16 @@ def _why_out(places: list[tuple[str, nn.Module]], frozen: bool) -> str:
     return f'belongs to {type(module).__name__}'
 
 # %% ../../nbs/2_pruning/200_masks.ipynb #export-patterns
-def _matching(patterns: str | Iterable[str], names: Collection[str], what: str) -> set[str]:
+def _matching(patterns: str | Iterable[str], names: Collection[str], what: str,
+              tied: dict[str, str]) -> set[str]:
     "Names that some shell pattern matches; a pattern that matches nothing is an error."
     found = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         hits = {name for name in names if fnmatchcase(name, pattern)}
-        if not hits: raise ValueError(f'{what}: {pattern!r} matches none of {", ".join(names)}')
+        if not hits:
+            why = ''.join(f'; {other!r} is tied to {name!r}, whose mask is for both'
+                          for other, name in tied.items() if fnmatchcase(other, pattern))
+            raise ValueError(f'{what}: {pattern!r} matches none of {", ".join(names)}{why}')
         found |= hits
     return found
 
@@ -100,9 +104,11 @@ def _notes(net: nn.Module, exclude: str | Iterable[str] = (),
            include: str | Iterable[str] = ()) -> dict[str, str]:
     "Why each parameter is not pruned, by its name; '' if it is."
     frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
-    notes  = {name: _why_out(places, name in frozen) for name, places in _owners(net).items()}
-    notes |= dict.fromkeys(_matching(include, notes, 'include'), '')
-    return notes | dict.fromkeys(_matching(exclude, notes, 'exclude'), 'excluded')
+    owners = _owners(net)
+    notes  = {name: _why_out(places, name in frozen) for name, places in owners.items()}
+    tied   = {other: name for name, (_, *more) in owners.items() for other, _ in more}
+    notes |= dict.fromkeys(_matching(include, notes, 'include', tied), '')
+    return notes | dict.fromkeys(_matching(exclude, notes, 'exclude', tied), 'excluded')
 
 def _torch_masks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     "Masks among tensors by name, if `torch.nn.utils.prune` keeps any there."

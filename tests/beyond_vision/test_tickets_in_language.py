@@ -1,0 +1,197 @@
+"Page 500: batches of a text, training, the Transformer, and searches with controls."
+from functools import partial
+import pytest, torch
+from sameness import same
+from torch import nn
+from lotterybook.beyond_vision.tickets_in_language import (
+    WordTransformer, check_words, language_parts, language_settings, text_batches, train_words, word_data)
+from lotterybook.foundations.fast_steps import FusedAdam
+from lotterybook.foundations.running import Hook, Run
+from lotterybook.foundations.training import evaluating
+from lotterybook.ordered_neurons.small_grammar import as_corpus
+from lotterybook.ordered_neurons.text import Vocabulary
+from lotterybook.ordered_neurons.word_model import LanguageModel, window_loss
+from lotterybook.pruning.allocation import global_
+from lotterybook.pruning.masks import full_masks, remaining
+from lotterybook.pruning.schedules import pruner
+from lotterybook.tickets.iterative import find_ticket
+from lotterybook.tickets.replicates import search, search_plan
+
+text = as_corpus(600, 40, 40, 0, max_words=20)
+data = word_data(text, batch_size=6)
+SMALL = dict(embedding=12, hidden=10, heads=2, length=9, batch_size=6, chunk_size=2, steps=12, eval_every=5,
+             sentences=1000)
+NETS = dict(lstm=lambda: LanguageModel(data.vocabulary, 'lstm', 12, [10]),
+            on_lstm=lambda: LanguageModel(data.vocabulary, 'on_lstm', 12, [10], chunk_size=2),
+            transformer=lambda: WordTransformer(data.vocabulary, 12, 2, 20, length=9))
+
+def a_run(kind='lstm', seed=0, include=()):
+    torch.manual_seed(seed)
+    net = NETS[kind]()
+    return Run(net, FusedAdam(net.parameters(), lr=3e-3), full_masks(net, include=include), seed)
+
+# --- batches
+
+@pytest.mark.parametrize('length', (1, 7, 35))
+def test_the_text_again_and_again(length):
+    "Targets are the next words; a window begins where the last one ended, or at the first word."
+    some, columns = text_batches(data.train, length), data.train
+    at = 0
+    for window in some(0, 3*len(columns)//length):
+        n = len(window.ids)
+        assert window.first == (at == 0) and 1 <= n <= length
+        assert window.ids.equal(columns[at:at + n]) and window.targets.equal(columns[at + 1:at + n + 1])
+        at = 0 if at + n == len(columns) - 1 else at + n
+
+@pytest.mark.parametrize('start, end', ((0, 1), (5, 40), (17, 18), (39, 40), (12, 12)))
+def test_any_part_of_the_steps(start, end):
+    whole = list(text_batches(data.train, 7)(0, 60))
+    part  = list(text_batches(data.train, 7)(start, end))
+    assert len(part) == end - start and all(a.ids.equal(b.ids) and a.first == b.first
+                                            for a, b in zip(part, whole[start:]))
+
+def test_a_text_shorter_than_a_window():
+    rows = len(data.train)
+    assert len(list(text_batches(data.train, rows - 1)(0, 2))) == 2
+    with pytest.raises(ValueError, match=f'has {rows} words, and a window of length={rows} needs {rows + 1}'):
+        text_batches(data.train, rows)
+
+def test_the_vocabulary_of_a_ticket():
+    other = as_corpus(600, 40, 40, 1, max_words=20)
+    words = Vocabulary([*data.vocabulary, '<unk>'])
+    assert word_data(other, 6, vocabulary=words).vocabulary is words
+    assert word_data(text, 6, min_count=10**6).vocabulary.words == ['<eos>', '<unk>']
+
+# --- training
+
+@pytest.mark.parametrize('kind', NETS)
+def test_killed_and_resumed(tmp_path, kind):
+    "The carried state, the position in the text and the best weights are read again."
+    class Stop(Hook):
+        writes = False
+        def after_step(self, run):
+            if run.step == 9: raise KeyboardInterrupt
+    train = partial(train_words, data=data, steps=16, length=9, eval_every=4, save_every=3)
+    whole = a_run(kind)
+    outcome = train(whole)
+    with pytest.raises(KeyboardInterrupt): train(a_run(kind), hooks=[Stop()], file=tmp_path/'state')
+    again = a_run(kind)
+    assert train(again, file=tmp_path/'state') == outcome and again.step == 16
+    assert same(again.net.state_dict(), whole.net.state_dict())
+    with pytest.raises(ValueError, match='length'):
+        train_words(a_run(kind), data, 16, length=8, eval_every=4, file=tmp_path/'state')
+
+def test_outcome():
+    "The best step by validation, and the loss of the test text there and at the end."
+    run = a_run()
+    out = train_words(run, data, steps=20, length=9, eval_every=5)
+    losses = {row['step']: row['validation_loss'] for row in out['history']}
+    assert list(losses) == [5, 10, 15, 20] and losses[out['stop_step']] == min(losses.values()) == out['stop_loss']
+    assert 0 < out['stop_nats'] < 6 and 0 < out['end_nats'] < 6
+    if out['stop_step'] == 20: assert out['stop_nats'] == out['end_nats']
+
+def test_nothing_left_to_train():
+    run = a_run()
+    train_words(run, data, steps=3, length=9)
+    with pytest.raises(ValueError, match='steps=3, and 3 are taken'): train_words(run, data, steps=3, length=9)
+
+def test_other_words():
+    words = data.vocabulary.words
+    other = data._replace(vocabulary=Vocabulary([words[1], words[0], *words[2:]]))
+    with pytest.raises(ValueError, match=f"number 0 is '{words[0]}' in one and '{words[1]}' in the other"):
+        train_words(a_run(), other, steps=3)
+    more = Vocabulary([*words, 'zebra'])
+    with pytest.raises(ValueError, match=f"number {len(words)} is no word in one and 'zebra'"):
+        check_words(a_run().net, more)
+    check_words(nn.Linear(2, 2), more)              # does not say which words it has
+    check_words(torch.compile(a_run().net), data.vocabulary)
+
+def test_a_lost_word_has_the_same_logit_everywhere():
+    run  = a_run(include=['embedding'])
+    mask = run.masks['embedding'].clone()
+    mask[5] = False
+    run.set_masks(run.masks | dict(embedding=mask))
+    train_words(run, data, steps=8, length=9)
+    with torch.no_grad(), evaluating(run.net):
+        logits = run.net.logits(run.net(data.test[:9]).raw)
+    assert (logits[..., 5] == run.net.bias[5]).all() and logits[..., 4].std() > 0
+
+# --- the Transformer
+
+def test_no_word_sees_a_later_one():
+    net = NETS['transformer']().eval()
+    ids = data.train[:9]
+    other = ids.clone()
+    other[5:] = (other[5:] + 1) % len(data.vocabulary)
+    a, b = net(ids).raw, net(other).raw
+    torch.testing.assert_close(a[:5], b[:5])
+    assert (a[5:] - b[5:]).abs().amax(-1).gt(1e-4).all()
+
+def test_what_is_pruned_of_a_transformer():
+    net   = NETS['transformer']()
+    masks = full_masks(net)
+    for l in range(2):
+        assert {f'layers.{l}.{name}' for name in ('self_attn.in_proj_weight', 'self_attn.out_proj.weight',
+                                                  'linear1.weight', 'linear2.weight')} <= masks.keys()
+    assert len(masks) == 8 and len(full_masks(net, include=['embedding'])) == 9
+    assert not net.layers[0].linear1.weight.equal(net.layers[1].linear1.weight) # not copies of one layer
+
+def test_a_window_longer_than_the_transformer():
+    with pytest.raises(ValueError, match='window has 12 words, and the network was made with length=9'):
+        train_words(a_run('transformer'), data, 3, length=12)
+
+def test_a_transformer_forgets_between_windows():
+    net = NETS['transformer']().eval()
+    ids, targets = data.train[:9], data.train[1:10]
+    first = window_loss(net, ids, targets, None)
+    assert first.state == () and window_loss(net, ids, targets, first.state).nats == first.nats
+
+def test_dropout_only_in_training():
+    net = WordTransformer(data.vocabulary, 12, 2, 20, length=9, dropout=.5)
+    ids = data.train[:9]
+    assert not net(ids).dropped.equal(net(ids).dropped)
+    net.eval()
+    assert net(ids).dropped.equal(net(ids).dropped)
+    with pytest.raises(ValueError, match='dropout'): WordTransformer(data.vocabulary, dropout=1.5)
+
+# --- searches
+
+@pytest.mark.parametrize('kind', NETS)
+def test_find_ticket_unchanged(kind):
+    "Any of the three; kept weights are as many as they should be, and pruned ones stay zero (the search watches)."
+    found = find_ticket(lambda seed: a_run(kind, seed), partial(train_words, data=data, steps=6, length=9),
+                        pruner(.5, allocation=global_), rounds=2, progress=False)
+    assert [round(remaining(o.masks), 2) for o in found] == [1, .5, .25]
+    assert all((found[2].theta_T[name][~m] == 0).all() for name, m in found[2].masks.items())
+
+@pytest.mark.parametrize('changes', (dict(), dict(prune_embedding=True), dict(encoder='transformer'),
+                                     dict(rewind_step=4), dict(precision='bfloat16')))
+def test_a_search_with_controls(tmp_path, changes):
+    settings = language_settings(**SMALL, rounds=2, **changes)
+    plan = search_plan(2, [0], ['ticket', 'random', 'one_shot'], [2])
+    rows = search(settings, plan, tmp_path, parts=language_parts, workers=1, progress=False)
+    assert [r['condition'] for r in rows] == ['ticket', 'ticket', 'ticket', 'random', 'one_shot']
+    assert all(0 < r['stop_nats'] < 10 for r in rows) and rows[2]['remaining'] == pytest.approx(.25, abs=.01)
+    assert search(settings, plan, tmp_path, parts=language_parts, workers=1, progress=False) == rows
+    with pytest.raises(ValueError, match='lr'):
+        search(settings | dict(lr=.5), plan, tmp_path, parts=language_parts, workers=1, progress=False)
+
+def test_the_embedding_is_in_or_out():
+    for inside in (False, True):
+        make_run, *_ = language_parts(language_settings(**SMALL, prune_embedding=inside))
+        assert ('embedding' in make_run(0).masks) == inside
+
+def test_rewound_to_step_k():
+    "Every round begins with the weights after k steps, and takes the rest."
+    make_run, train, prune = language_parts(language_settings(**SMALL, rewind_step=5))
+    run = make_run(0)
+    assert run.step == 5
+    found = find_ticket(make_run, train, prune, rounds=1, progress=False)
+    assert same(found[0].theta_0, found[1].theta_0 | {k: found[0].theta_0[k] for k in found[1].masks})
+    assert [row['step'] for row in found[1].settings['outcome']['history']][-2:] == [10, 12]
+
+@pytest.mark.parametrize('wrong, says', (
+    (dict(encoder='gru'), 'gru'), (dict(hiden=3), 'unknown setting hiden'), (dict(steps=0), 'steps'),
+    (dict(rate=1), 'rate'), (dict(precision='half'), 'half'), (dict(rewind_step=200), 'leaves nothing')))
+def test_wrong_settings(wrong, says):
+    with pytest.raises(ValueError, match=says): language_settings(**wrong)
