@@ -31,6 +31,7 @@ from ..ordered_neurons.word_model import LanguageModel, ModelOutput
 from ..pruning.allocation import global_
 from ..pruning.masks import full_masks
 from ..pruning.schedules import pruner
+from ..tickets.late_rewinding import rewound_to
 
 # %% ../../nbs/5_beyond_vision/500_tickets_in_language.ipynb #export-data
 class WordData(NamedTuple):
@@ -199,6 +200,7 @@ def language_parts(
     s, size = settings, settings['embedding']
     data = _text(s['data'], s['sentences'], s['batch_size'])
     def network() -> nn.Module:
+        "The untrained network."
         if s['encoder'] == 'transformer':
             return WordTransformer(data.vocabulary, size, s['heads'], s['hidden'], s['layers'],
                                    s['length'], s['dropout'])
@@ -206,16 +208,15 @@ def language_parts(
         return LanguageModel(data.vocabulary, s['encoder'], size, [s['hidden']]*(s['layers'] - 1),
                              s['chunk_size'], **drop)
     def make_run(seed: int) -> Run:
-        "A network after `rewind_step` steps."
+        "An untrained network, with masks."
         net = network()
         masks = full_masks(net, include=['embedding'] if s['prune_embedding'] else ())
-        run = Run(net, FusedAdam(net.parameters(), lr=s['lr']), masks, seed)
-        if s['rewind_step']: train(run, s['rewind_step'])
-        return run
+        return Run(net, FusedAdam(net.parameters(), lr=s['lr']), masks, seed)
     def train(run: Run, end: int | None = None) -> dict:
         "Train a round, or until `end`."
         options = {k: s[k] for k in ('length', 'clip', 'eval_every')}
         with torch.autocast('cpu', torch.bfloat16, s['precision'] == 'bfloat16',
                             cache_enabled=False):  # else the weights of the first step stay
             return train_words(run, data, steps=end or s['steps'], file=run.file, **options)
-    return make_run, train, pruner(s['rate'], allocation=global_)
+    first = rewound_to(make_run, train, s['rewind_step'], s['steps'])
+    return first, train, pruner(s['rate'], allocation=global_)
