@@ -78,17 +78,17 @@ def check_words(
     vocabulary: Vocabulary,  # of the text
 ) -> None:
     "Raises ValueError if the network was made for other words."
-    own = getattr(unwrapped(net), 'vocabulary', None)
-    if own is None or own.words == vocabulary.words: return
-    k = next((k for k, (a, b) in enumerate(zip(own, vocabulary)) if a != b),
-             min(len(own), len(vocabulary)))
-    names = [repr(o.words[k]) if k < len(o) else 'no word' for o in (own, vocabulary)]
+    own, words = getattr(unwrapped(net), 'vocabulary', None), list(vocabulary)
+    if own is None or list(own) == words: return
+    own = list(own)
+    k = next((k for k, (a, b) in enumerate(zip(own, words)) if a != b), min(len(own), len(words)))
+    names = [repr(o[k]) if k < len(o) else 'no word' for o in (own, words)]
     raise ValueError(f'the network has other words than the text: number {k} is {names[0]} in one '
                      f'and {names[1]} in the other; give word_data the vocabulary of the network')
 
 def train_words(
     run: Run,                     # trained in place, from `run.step` on
-    data: WordData,               # of `word_data`
+    data: WordData,               # of `word_data`; moved to where the network is
     steps: int = 1000,            # of the whole training, those already taken among them
     length: int = 35,             # words of a window
     clip: float = .25,            # largest norm of the gradient
@@ -99,8 +99,12 @@ def train_words(
     save_every: int = 1000,       # steps between writes
 ) -> dict: # stop_step; stop_loss (validation), stop_nats, end_nats (test): nats a word; history
     "Train a language model; early stop by validation, test data last. Yu et al. (2019)."
-    _check_begin(run, steps)
+    _check_begin(run, steps, eval_every=eval_every, save_every=save_every)
+    if not clip > 0: raise ValueError(f'clip={clip!r} must be above 0')
     check_words(run.net, data.vocabulary)
+    device = next(run.net.parameters()).device
+    data = WordData(data.vocabulary, *(columns.to(device) for columns in data[1:]))
+    run.extra.update(dict(state=None, nats=0.) | run.extra)  # of a run that began elsewhere
     batches = seeded(text_batches(data.train, length), run.seed)
     def measure(net): return dict(validation_loss=mean_nats(net, data.validation, length))
     def test(): return mean_nats(run.net, data.test, length)
@@ -162,31 +166,37 @@ class WordTransformer(nn.Module):
         return F.linear(output, self.embedding, self.bias)
 
 # %% ../../nbs/5_beyond_vision/500_tickets_in_language.ipynb #export-settings
-_SIZES = ('rounds', 'embedding', 'hidden', 'heads', 'layers', 'length', 'batch_size', 'chunk_size',
-          'steps', 'eval_every')
+_TEXTS = ('small_grammar', 'ptb', 'wikitext_2', 'brown')
+_SIZES = ('sentences', 'rounds', 'embedding', 'hidden', 'heads', 'layers', 'length', 'batch_size',
+          'chunk_size', 'steps', 'eval_every')
 
 def language_settings(
-    data: str = 'small_grammar',  # or a corpus that `load` knows
+    data: str = 'small_grammar',  # 'ptb', 'wikitext_2', 'brown'
     encoder: str = 'lstm',        # 'on_lstm', 'transformer'
     prune_embedding: bool = False,# is the embedding pruned, too?
     **changes: object,            # of what is below
 ) -> dict:                        # what all runs of a search have in common
     "The settings of a search among language models, checked; for `language_parts`."
+    checked_name(data, _TEXTS, 'text')
     checked_name(encoder, ('lstm', 'on_lstm', 'transformer'), 'encoder')
+    if not isinstance(prune_embedding, bool):
+        raise ValueError(f'prune_embedding={prune_embedding!r} must be True or False')
     settings = dict(sentences=2000, rounds=5, rate=.5, embedding=64, hidden=64, heads=4, layers=2,
                     length=35, batch_size=20, chunk_size=2, dropout=0., clip=.25, lr=3e-3,
-                    steps=200, eval_every=100, rewind_step=0, precision='float32')
+                    steps=200, eval_every=100, rewind_step=0)
     if unknown := changes.keys() - settings.keys():
         raise ValueError(f'unknown setting {", ".join(sorted(unknown))}; '
                          f'known are {", ".join(settings)}')
     settings |= changes
     for name in _SIZES: checked_size(settings[name], name)
-    checked_name(settings['precision'], ('float32', 'bfloat16'), 'precision')
     checked_fraction(settings['rate'], 'rate')
+    checked_fraction(settings['dropout'], 'dropout', zero=True)
+    for name in ('lr', 'clip'):
+        if not settings[name] > 0: raise ValueError(f'{name}={settings[name]!r} must be above 0')
     if checked_size(settings['rewind_step'], 'rewind_step', least=0) >= settings['steps']:
         raise ValueError(f'rewind_step={settings["rewind_step"]} leaves nothing to train of '
                          f'steps={settings["steps"]}')
-    return dict(data=data, encoder=encoder, prune_embedding=bool(prune_embedding), **settings)
+    return dict(data=data, encoder=encoder, prune_embedding=prune_embedding, **settings)
 
 @lru_cache(maxsize=2)
 def _text(data: str, sentences: int, batch_size: int) -> WordData:
@@ -214,9 +224,7 @@ def language_parts(
         return Run(net, FusedAdam(net.parameters(), lr=s['lr']), masks, seed)
     def train(run: Run, end: int | None = None) -> dict:
         "Train a round, or until `end`."
-        options = {k: s[k] for k in ('length', 'clip', 'eval_every')}
-        with torch.autocast('cpu', torch.bfloat16, s['precision'] == 'bfloat16',
-                            cache_enabled=False):  # else the weights of the first step stay
-            return train_words(run, data, steps=end or s['steps'], file=run.file, **options)
+        return train_words(run, data, s['steps'] if end is None else end, s['length'], s['clip'],
+                           s['eval_every'], file=run.file)
     first = rewound_to(make_run, train, s['rewind_step'], s['steps'])
     return first, train, pruner(s['rate'], allocation=global_)

@@ -156,11 +156,12 @@ def classification(
     objective.loss, objective.plain = loss, objective  # a compiled step asks; wrappers are others
     return objective
 
-def _check_begin(run: Run, steps: int) -> None:
-    "Raises ValueError if a training of so many steps cannot begin."
+def _check_begin(run: Run, steps: int, **sizes: int) -> None:
+    "Raises ValueError if a training of so many steps cannot begin, or a named size is not one."
     if checked_size(steps, 'steps') <= run.step:
         raise ValueError(f'steps={steps}, and {run.step} are taken: nothing is left to train')
     if not run.optimizer: raise ValueError('this run has no optimizer: write Run(net, optimizer)')
+    for name, size in sizes.items(): checked_size(size, name)
 
 def train_run(
     run: Run,                              # trained in place, from `run.step` on
@@ -180,9 +181,7 @@ def train_run(
     step: Callable | None = None,          # as for `advance`; None: `take_step`
 ) -> dict: # stop_step, stop_accuracy, end_accuracy, train_accuracy, stop_loss (nats), history
     "Train a classifier; early stop by validation, test data last. Frankle & Carbin (2019), §2."
-    _check_begin(run, steps)
-    for name, size in dict(eval_every=eval_every, save_every=save_every).items():
-        checked_size(size, name)
+    _check_begin(run, steps, eval_every=eval_every, save_every=save_every)
     check_splits(data)
     device = torch.device(device or next(run.net.parameters()).device)
     data, net = data.to(device), run.net.to(device).train()

@@ -5,9 +5,12 @@ from sameness import same
 from torch import nn
 from lotterybook.beyond_vision.tickets_in_language import (
     WordTransformer, check_words, language_parts, language_settings, text_batches, train_words, word_data)
+from lotterybook.foundations.checkpoints import snapshot
 from lotterybook.foundations.fast_steps import FusedAdam
+from lotterybook.foundations.randomness import random_stream
 from lotterybook.foundations.running import Hook, Run
 from lotterybook.foundations.training import evaluating
+from lotterybook.ordered_neurons.language_model import mean_nats
 from lotterybook.ordered_neurons.small_grammar import as_corpus
 from lotterybook.ordered_neurons.text import Vocabulary
 from lotterybook.ordered_neurons.word_model import LanguageModel, window_loss
@@ -16,6 +19,7 @@ from lotterybook.pruning.masks import full_masks, remaining
 from lotterybook.pruning.schedules import pruner
 from lotterybook.tickets.iterative import find_ticket
 from lotterybook.tickets.replicates import search, search_plan
+from lotterybook.tickets.rounds import first_run
 
 text = as_corpus(600, 40, 40, 0, max_words=20)
 data = word_data(text, batch_size=6)
@@ -25,10 +29,10 @@ NETS = dict(lstm=lambda: LanguageModel(data.vocabulary, 'lstm', 12, [10]),
             on_lstm=lambda: LanguageModel(data.vocabulary, 'on_lstm', 12, [10], chunk_size=2),
             transformer=lambda: WordTransformer(data.vocabulary, 12, 2, 20, length=9))
 
-def a_run(kind='lstm', seed=0, include=()):
+def a_run(kind='lstm', seed=0, include=(), lr=3e-3):
     torch.manual_seed(seed)
     net = NETS[kind]()
-    return Run(net, FusedAdam(net.parameters(), lr=3e-3), full_masks(net, include=include), seed)
+    return Run(net, FusedAdam(net.parameters(), lr=lr), full_masks(net, include=include), seed)
 
 # --- batches
 
@@ -39,7 +43,7 @@ def test_the_text_again_and_again(length):
     at = 0
     for window in some(0, 3*len(columns)//length):
         n = len(window.ids)
-        assert window.first == (at == 0) and 1 <= n <= length
+        assert window.first == (at == 0) and n == min(length, len(columns) - 1 - at)
         assert window.ids.equal(columns[at:at + n]) and window.targets.equal(columns[at + 1:at + n + 1])
         at = 0 if at + n == len(columns) - 1 else at + n
 
@@ -70,25 +74,42 @@ def test_killed_and_resumed(tmp_path, kind):
     class Stop(Hook):
         writes = False
         def after_step(self, run):
-            if run.step == 9: raise KeyboardInterrupt
-    train = partial(train_words, data=data, steps=16, length=9, eval_every=4, save_every=3)
-    whole = a_run(kind)
+            if run.step == 19: raise KeyboardInterrupt
+    rate  = dict(lstm=.3, on_lstm=.3, transformer=.1)[kind]  # too fast: the best step is not the last
+    train = partial(train_words, data=data, steps=24, length=9, eval_every=4, save_every=3)
+    whole = a_run(kind, lr=rate)
     outcome = train(whole)
-    with pytest.raises(KeyboardInterrupt): train(a_run(kind), hooks=[Stop()], file=tmp_path/'state')
-    again = a_run(kind)
-    assert train(again, file=tmp_path/'state') == outcome and again.step == 16
+    assert outcome['stop_step'] < 18, 'the best weights would not come from the file'
+    with pytest.raises(KeyboardInterrupt):
+        train(a_run(kind, lr=rate), hooks=[Stop()], file=tmp_path/'state')
+    again = a_run(kind, lr=rate)
+    assert train(again, file=tmp_path/'state') == outcome and again.step == 24
     assert same(again.net.state_dict(), whole.net.state_dict())
     with pytest.raises(ValueError, match='length'):
-        train_words(a_run(kind), data, 16, length=8, eval_every=4, file=tmp_path/'state')
+        train_words(a_run(kind, lr=rate), data, 24, length=8, eval_every=4, file=tmp_path/'state')
 
 def test_outcome():
-    "The best step by validation, and the loss of the test text there and at the end."
-    run = a_run()
+    "The best step by validation, and the loss of the test text with the weights there and at the end."
+    run = a_run(lr=.3)
     out = train_words(run, data, steps=20, length=9, eval_every=5)
     losses = {row['step']: row['validation_loss'] for row in out['history']}
     assert list(losses) == [5, 10, 15, 20] and losses[out['stop_step']] == min(losses.values()) == out['stop_loss']
-    assert 0 < out['stop_nats'] < 6 and 0 < out['end_nats'] < 6
-    if out['stop_step'] == 20: assert out['stop_nats'] == out['end_nats']
+    assert out['stop_step'] < 20 and out['stop_nats'] != out['end_nats']
+    assert out['end_nats'] == mean_nats(run.net, data.test, 9)
+    early = a_run(lr=.3)  # the same training, ended there
+    train_words(early, data, steps=out['stop_step'], length=9, eval_every=5)
+    assert out['stop_nats'] == mean_nats(early.net, data.test, 9)
+
+def test_a_run_that_began_elsewhere():
+    "It has taken steps, and no state is carried on: the first window begins without one."
+    run = a_run()
+    run.step = 3
+    assert train_words(run, data, steps=6, length=9)['stop_step'] == 6
+
+@pytest.mark.parametrize('wrong', (dict(clip=0), dict(clip=-1), dict(eval_every=0), dict(save_every=0), dict(steps=0)))
+def test_a_wrong_size_is_named(wrong):
+    (name, value), = wrong.items()
+    with pytest.raises(ValueError, match=f'{name}={value}'): train_words(a_run(), data, **(dict(length=9) | wrong))
 
 def test_nothing_left_to_train():
     run = a_run()
@@ -105,6 +126,10 @@ def test_other_words():
         check_words(a_run().net, more)
     check_words(nn.Linear(2, 2), more)              # does not say which words it has
     check_words(torch.compile(a_run().net), data.vocabulary)
+    plain = nn.Linear(2, 2)
+    plain.vocabulary = list(words)                  # a network of one's own
+    check_words(plain, data.vocabulary)
+    with pytest.raises(ValueError, match='number 0'): check_words(plain, other.vocabulary)
 
 def test_a_lost_word_has_the_same_logit_everywhere():
     run  = a_run(include=['embedding'])
@@ -126,6 +151,13 @@ def test_no_word_sees_a_later_one():
     a, b = net(ids).raw, net(other).raw
     torch.testing.assert_close(a[:5], b[:5])
     assert (a[5:] - b[5:]).abs().amax(-1).gt(1e-4).all()
+
+def test_words_see_earlier_ones():
+    net = NETS['transformer']().eval()
+    ids = data.train[:9]
+    other = ids.clone()
+    other[0] = (other[0] + 1) % len(data.vocabulary)
+    assert (net(ids).raw - net(other).raw)[1:].abs().amax(-1).gt(1e-6).all()
 
 def test_what_is_pruned_of_a_transformer():
     net   = NETS['transformer']()
@@ -165,7 +197,7 @@ def test_find_ticket_unchanged(kind):
     assert all((found[2].theta_T[name][~m] == 0).all() for name, m in found[2].masks.items())
 
 @pytest.mark.parametrize('changes', (dict(), dict(prune_embedding=True), dict(encoder='transformer'),
-                                     dict(rewind_step=4), dict(precision='bfloat16')))
+                                     dict(rewind_step=4)))
 def test_a_search_with_controls(tmp_path, changes):
     settings = language_settings(**SMALL, rounds=2, **changes)
     plan = search_plan(2, [0], ['ticket', 'random', 'one_shot'], [2])
@@ -182,16 +214,27 @@ def test_the_embedding_is_in_or_out():
         assert ('embedding' in make_run(0).masks) == inside
 
 def test_rewound_to_step_k():
-    "Every round begins with the weights after k steps, and takes the rest."
+    "Every round begins with the dense network's weights after k steps, and takes the rest."
     make_run, train, prune = language_parts(language_settings(**SMALL, rewind_step=5))
-    run = make_run(0)
-    assert run.step == 5
-    found = find_ticket(make_run, train, prune, rounds=1, progress=False)
-    assert same(found[0].theta_0, found[1].theta_0 | {k: found[0].theta_0[k] for k in found[1].masks})
-    assert [row['step'] for row in found[1].settings['outcome']['history']][-2:] == [10, 12]
+    begun, taken = [], []
+    def watched(run):
+        begun.append((run.step, snapshot(run.net)))
+        outcome = train(run)
+        taken.append((run.step - begun[-1][0], len(outcome['history'])))
+        return outcome
+    found = find_ticket(make_run, watched, prune, rounds=1, progress=False)
+    dense = first_run(language_parts(language_settings(**SMALL))[0], 0)
+    theta_0 = snapshot(dense.net)
+    with random_stream(0, 'first steps'): train(dense, 5)
+    theta_k, masks = snapshot(dense.net), found[1].masks
+    assert not same(theta_0, theta_k) and same(begun[0], (5, theta_k))
+    assert same(begun[1], (5, {k: v*masks[k] if k in masks else v for k, v in theta_k.items()}))
+    assert taken == [(7, 3), (7, 3)] and remaining(masks) < .51
 
 @pytest.mark.parametrize('wrong, says', (
     (dict(encoder='gru'), 'gru'), (dict(hiden=3), 'unknown setting hiden'), (dict(steps=0), 'steps'),
-    (dict(rate=1), 'rate'), (dict(precision='half'), 'half'), (dict(rewind_step=200), 'leaves nothing')))
+    (dict(rate=1), 'rate'), (dict(rewind_step=200), 'leaves nothing'), (dict(data='mnist'), 'mnist'),
+    (dict(lr=-1), 'lr=-1'), (dict(clip=0), 'clip=0'), (dict(dropout=2), 'dropout'), (dict(sentences=0), 'sentences'),
+    (dict(prune_embedding='no'), "'no' must be True or False")))
 def test_wrong_settings(wrong, says):
     with pytest.raises(ValueError, match=says): language_settings(**wrong)
