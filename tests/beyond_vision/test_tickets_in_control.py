@@ -1,0 +1,338 @@
+"Page 510: rollouts, returns, evaluation, searches among agents, paths."
+import sys
+import warnings
+from functools import partial
+from itertools import product
+import numpy as np
+import pytest, torch
+from kills import Kill, killed_and_resumed
+from sameness import same
+from torch import nn
+from torch.nn import functional as F
+from lotterybook.beyond_vision.tickets_in_control import (
+    AGENTS, INPUTS, ActorCritic, Rollout, actor_critic, control_parts, control_settings, discounted,
+    draw_inputs, draw_returns, episode_seeds, make_env, mask_and_weights, paths, play, rollouts,
+    train_agent, unlearned)
+from lotterybook.foundations.checkpoints import advance_kept
+from lotterybook.foundations.randomness import mixed_seed
+from lotterybook.foundations.running import Hook, Run, advance, seeded
+from lotterybook.ordered_neurons.language_model import NotLearned
+from lotterybook.pruning.allocation import per_layer
+from lotterybook.pruning.masks import full_masks, remaining
+from lotterybook.pruning.schedules import pruner
+from lotterybook.tickets.iterative import find_ticket
+from lotterybook.tickets.replicates import search, search_plan
+
+gymnasium = pytest.importorskip('gymnasium')
+pytestmark = pytest.mark.filterwarnings('ignore::lotterybook.ordered_neurons.language_model.NotLearned')
+SIZES = {'CartPole-v1': (4, 2), 'Acrobot-v1': (6, 3), 'LunarLander-v3': (8, 4)}
+FEW = dict(eval_every=5, validation=2, test=3)
+
+def an_agent(env='CartPole-v1', seed=0, optimizer='adam', lr=3e-3):
+    torch.manual_seed(seed)
+    net = ActorCritic(*SIZES[env], hidden=16)
+    make = dict(adam=torch.optim.Adam, rms=torch.optim.RMSprop)[optimizer]
+    return Run(net, make(net.parameters(), lr=lr), full_masks(net), seed)
+
+class Counter(gymnasium.Env):
+    "Observes how many steps were taken, and the episode's first number. The reward is that step's number."
+    observation_space = gymnasium.spaces.Box(-1e9, 1e9, (2,), np.float64)
+    action_space      = gymnasium.spaces.Discrete(2)
+    def __init__(self, end=10**9, limit=10**9): self.end, self.limit = end, limit
+    def _seen(self): return np.array([self.steps, self.first], dtype=np.float64)
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.first = 0, self.np_random.integers(1000)
+        return self._seen(), {}
+    def step(self, action):
+        self.steps += 1
+        return self._seen(), float(self.steps), self.steps == self.end, self.steps == self.limit, {}
+
+class Fixed(nn.Module):
+    "A policy without preferences, and a value that is ten times the number of steps."
+    def __init__(self): super().__init__(); self.weight = nn.Parameter(torch.zeros(1))
+    def policy(self, x): return torch.zeros(len(x), 2) + 0*self.weight
+    def value(self, x): return 10*x[:, :1] + 0*self.weight
+
+def rollouts_of(env, envs, length, steps, gamma=.5):
+    run = Run(Fixed(), torch.optim.SGD([torch.zeros(1)], .1) and None)
+    return run, list(rollouts(run, env, envs, length, gamma)(0, steps))
+
+# --- rollouts
+
+def test_a_rollout_is_what_the_agent_did():
+    "Played again by hand, environment by environment: the same observations, and its own actions."
+    run  = an_agent()
+    make = make_env('CartPole-v1')
+    some = list(seeded(rollouts(run, 'CartPole-v1', envs=3, length=40), 0)(0, 4))
+    for i in range(3):
+        game, number, over = make(), i, True
+        for rollout in some:
+            seen, actions = rollout.observations.view(40, 3, 4), rollout.actions.view(40, 3)
+            for t in range(40):
+                if over: now, _ = game.reset(seed=mixed_seed(0, 'episode', number) % 2**31)
+                assert seen[t, i].equal(torch.from_numpy(now))
+                now, _, end, cut, _ = game.step(actions[t, i].item())
+                over = end or cut
+                if over: number += 3
+        assert run.extra['episodes'][i]['number'] == number and number > 3
+    assert [len(o.observations) for o in some] == [120]*4
+
+def test_returns_where_nothing_ends():
+    "1 + 2/2 + 3/4 + value/8, and the rollout after it begins where this one ended."
+    _, (first, second) = rollouts_of(Counter, 2, 3, 2)
+    assert first.returns.view(3, 2)[:, 0].tolist() == [1 + 2/2 + 3/4 + 30/8, 2 + 3/2 + 30/4, 3 + 30/2]
+    assert second.observations.view(3, 2, 2)[:, 0, 0].tolist() == [3, 4, 5]
+
+def test_returns_at_an_end():
+    "Nothing comes after the second step; a new episode with another seed begins."
+    _, (one,) = rollouts_of(partial(Counter, end=2), 1, 3, 1)
+    assert one.returns.tolist() == [1 + 2/2, 2, 1 + 10/2]
+    assert one.observations[:, 0].tolist() == [0, 1, 0] and one.observations[0, 1] != one.observations[2, 1]
+
+def test_returns_at_the_time_limit():
+    "After the second step the value of its own last observation would have come: 20."
+    _, (one,) = rollouts_of(partial(Counter, limit=2), 1, 3, 1)
+    assert one.returns.tolist() == [1 + 2/2 + 20/4, 2 + 20/2, 1 + 10/2]
+
+def test_an_end_at_the_time_limit_is_an_end():
+    _, (one,) = rollouts_of(partial(Counter, end=2, limit=2), 1, 2, 1)
+    assert one.returns.tolist() == [1 + 2/2, 2]
+
+def test_discounted_beside_a_sum():
+    rewards, goes_on = torch.randn(6, 3), (torch.rand(6, 3) < .7).float()
+    beyond, got = torch.randn(3), None
+    got = discounted(rewards, goes_on, beyond, .9)
+    for t, i in product(range(6), range(3)):
+        total, weight = 0., 1.
+        for k in range(t, 6):
+            total  += weight*rewards[k, i].item()
+            weight *= .9*goes_on[k, i].item()
+        assert got[t, i].item() == pytest.approx(total + weight*beyond[i].item(), rel=1e-5, abs=1e-6)
+
+def test_actions_follow_the_policy():
+    "The share of an action is its probability."
+    class Biased(Fixed):
+        def policy(self, x): return torch.tensor([0., 1.]).expand(len(x), 2)
+    torch.manual_seed(0)
+    rollout = next(iter(rollouts(Run(Biased()), Counter, 50, 100)(0, 1)))
+    assert rollout.actions.float().mean().item() == pytest.approx(torch.tensor(1.).sigmoid().item(), abs=.02)
+
+def test_the_loss():
+    "As written down, with its gradient; the value's error is no reason for an action, and entropy lowers the loss."
+    net = ActorCritic(4, 3, 8)
+    x, actions, returns = torch.randn(20, 4), torch.randint(3, (20,)), torch.randn(20)
+    logits, values = net(x)
+    advantage = returns - values
+    policy = F.cross_entropy(logits, actions, reduction='none')*advantage.detach()
+    entropy = torch.distributions.Categorical(logits=logits).entropy().mean()
+    for value_weight, entropy_weight in ((.5, 0.), (.3, .2)):
+        plain = policy.mean() + value_weight*F.mse_loss(values, returns) - entropy_weight*entropy
+        loss  = actor_critic(value_weight, entropy_weight)(net, Rollout(x, actions, returns))
+        torch.testing.assert_close(loss, plain)
+        params = list(net.parameters())
+        for a, b in zip(torch.autograd.grad(loss, params), torch.autograd.grad(plain, params, retain_graph=True)):
+            torch.testing.assert_close(a, b)
+
+# --- resuming
+
+@pytest.mark.parametrize('env', SIZES)
+def test_killed_and_resumed(tmp_path, env):
+    "In the middle of episodes, of any environment, before and after a step: the same bits."
+    if env == 'LunarLander-v3': pytest.importorskip('Box2D')
+    def do(run, file, hooks):
+        batches = seeded(rollouts(run, env, 3, 7), 0)
+        if file is None: return advance(run, actor_critic(), batches, 40)
+        return advance_kept(run, actor_critic(), batches, 40, hooks, file=file, settings={}, every=4)
+    def make(): return an_agent(env, optimizer='rms')
+    whole = do(make(), None, []).state_dict()
+    ended = killed_and_resumed(make, do, tmp_path/'state', [Kill(6), Kill(17, 'before_step'), Kill(33, 'on_gradient')])
+    assert same(ended, whole) and any(e['actions'] for e in whole['extra']['episodes'])
+
+def test_train_agent_resumes(tmp_path):
+    "The outcome too; other settings are refused."
+    train = partial(train_agent, env='CartPole-v1', steps=25, length=8, save_every=4, **FEW)
+    outcome = train(an_agent())
+    with pytest.raises(KeyboardInterrupt): train(an_agent(), file=tmp_path/'state', hooks=[Kill(18)])
+    assert train(an_agent(), file=tmp_path/'state') == outcome
+    for change, what in ((dict(gamma=.9), 'gamma'), (dict(env='Acrobot-v1'), 'env'), (dict(entropy_weight=.1), 'entropy')):
+        with pytest.raises(ValueError, match=what): train(an_agent(), file=tmp_path/'state', **change)
+
+# --- evaluation
+
+def test_play_by_hand():
+    net, seeds = an_agent().net, [3, 1, 4]
+    returns = play(net.policy, 'CartPole-v1', seeds)
+    for seed, got in zip(seeds, returns.tolist()):
+        game = gymnasium.make('CartPole-v1')
+        now, total, over = game.reset(seed=seed)[0], 0, False
+        while not over:
+            action = net.policy(torch.from_numpy(now)[None]).argmax().item()
+            now, reward, end, cut, _ = game.step(action)
+            total, over = total + reward, end or cut
+        assert got == total
+    assert play(net.policy, 'CartPole-v1', []).shape == (0,)
+
+def test_three_kinds_of_episodes():
+    "No training plays an episode of validation or test."
+    kinds = [set(episode_seeds(0, what, 500)) for what in ('validation', 'test', 'episode')]
+    assert all(len(o) == 500 for o in kinds) and not (kinds[0] & kinds[1] | kinds[0] & kinds[2] | kinds[1] & kinds[2])
+    assert episode_seeds(1, 'test', 5) != episode_seeds(0, 'test', 5) == episode_seeds(0, 'test', 9)[:5]
+
+class Spoil(Hook):
+    "Shortly before the end the policy forgets everything: the best weights are others than the last."
+    def after_step(self, run):
+        if run.step != 38: return
+        with torch.no_grad():
+            run.net.policy.output.weight.zero_()
+            run.net.policy.output.bias.copy_(torch.tensor([99., 0]))
+
+def test_outcome():
+    "Test returns of the best weights and of the last ones; validation is not test."
+    run = an_agent(seed=3, lr=2e-2)
+    out = train_agent(run, 'CartPole-v1', steps=40, length=8, hooks=[Spoil()], **(FEW | dict(validation=6)))
+    by_step = {row['step']: row['validation_return'] for row in out['history']}
+    best = max(by_step.values())
+    assert list(by_step) == list(range(5, 41, 5)) and by_step[out['stop_step']] == best
+    assert out['stop_step'] < 40 and out['mean_return'] == pytest.approx(sum(by_step.values())/8)
+    tests = episode_seeds(3, 'test', 3)
+    assert out['end_return'] == play(run.net.policy, 'CartPole-v1', tests).mean() < out['stop_return']
+    early = an_agent(seed=3, lr=2e-2)
+    train_agent(early, 'CartPole-v1', steps=out['stop_step'], length=8, **FEW)
+    assert out['stop_return'] == play(early.net.policy, 'CartPole-v1', tests).mean()
+    assert by_step[40] == play(run.net.policy, 'CartPole-v1', episode_seeds(3, 'validation', 6)).mean()
+
+def test_an_agent_learns_and_one_that_cannot():
+    "The one without a policy stays on the floor; that is said, and its return is reported all the same."
+    train = partial(train_agent, env='CartPole-v1', steps=100, length=16, eval_every=20, validation=10, test=10)
+    with warnings.catch_warnings(action='error'): learned = train(an_agent(seed=1))
+    assert learned['learned'] and learned['end_return'] > 100 and learned['floor'] < 100
+    run = an_agent()
+    run.set_masks(run.masks | {'policy.output.weight': torch.zeros(2, 16, dtype=torch.bool)})
+    with pytest.warns(NotLearned, match='did not learn.*random actions reach'): lost = train(run)
+    assert lost['learned'] is False and lost['end_return'] < 15
+
+def test_same_seed_same_agent_other_seed_other_episodes():
+    def do(seed):
+        run = an_agent(seed=0)
+        run.seed = seed
+        return train_agent(run, 'CartPole-v1', steps=10, **FEW), run.net.state_dict()
+    torch.manual_seed(3); a = do(1)
+    torch.manual_seed(4); b = do(1)
+    assert same(a, b) and not same(a[1], do(2)[1])
+
+@pytest.mark.parametrize('wrong, says', ((dict(envs=0), 'envs'), (dict(length=0), 'length'), (dict(gamma=1.5), 'gamma'),
+    (dict(steps=0), 'steps'), (dict(validation=0), 'validation'), (dict(test=0), 'test'), (dict(eval_every=0), 'eval_every')))
+def test_wrong_sizes(wrong, says):
+    with pytest.raises(ValueError, match=says): train_agent(an_agent(), 'CartPole-v1', **(dict(steps=2) | wrong))
+
+# --- environments
+
+def test_an_environment_that_is_not_installed(monkeypatch):
+    "Gymnasium itself, and what a task needs beside it."
+    monkeypatch.setitem(sys.modules, 'Box2D', None)
+    for name in [o for o in sys.modules if o.startswith('gymnasium.envs.box2d')]: monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError, match=r'LunarLander-v3 needs more.*lotterybook\[control\]'): make_env('LunarLander-v3')
+    monkeypatch.setitem(sys.modules, 'gymnasium', None)
+    with pytest.raises(ImportError, match=r'pip install "lotterybook\[control\]"'): make_env('CartPole-v1')
+
+@pytest.mark.parametrize('env, says', (('CartPol-v1', 'CartPole'), ('CartPole-v9', 'v9'), ('Pendulum-v1', 'one of some actions'),
+                                       ('FrozenLake-v1', 'a vector of numbers')))
+def test_an_environment_that_does_not_fit(env, says):
+    with pytest.raises(ValueError, match=says): make_env(env)
+
+def test_an_environment_and_a_network_of_ones_own():
+    "A function that makes it; policy and value that share a layer, whose weight has one mask."
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            body = nn.Sequential(nn.Linear(2, 8), nn.Tanh())
+            self.policy, self.value = nn.Sequential(body, nn.Linear(8, 2)), nn.Sequential(body, nn.Linear(8, 1))
+        def forward(self, x): return self.policy(x), self.value(x).squeeze(-1)
+    def make(seed):
+        net = Shared()
+        return Run(net, torch.optim.Adam(net.parameters()), full_masks(net), seed)
+    def train(run): return train_agent(run, partial(Counter, limit=9), steps=6, **FEW)
+    with warnings.catch_warnings(action='ignore', category=NotLearned):  # every action is as good
+        found = find_ticket(make, train, pruner(.5), rounds=1, progress=False)
+    assert len(found[1].masks) == 3 and remaining(found[1].masks) == pytest.approx(.5, abs=.05)
+
+# --- searches
+
+QUICK = dict(rounds=2, rate=.5, hidden=8, length=4, steps=12, eval_every=6, validation=2, test=2, envs=2)
+
+@pytest.mark.parametrize('changes', (dict(), dict(env='Acrobot-v1'), dict(rewind_step=4), dict(optimizer='adam', lr=3e-3)))
+def test_a_search_with_controls(tmp_path, changes):
+    settings = control_settings(**(QUICK | changes))
+    plan = search_plan(2, [0], ['ticket', 'reinit', 'shuffled', 'random'], [2])
+    do = partial(search, plan=plan, out=tmp_path, parts=control_parts, workers=1, progress=False)
+    rows = do(settings)
+    assert [r['condition'] for r in rows] == ['ticket']*3 + ['reinit', 'shuffled', 'random']
+    assert all(isinstance(r['learned'], bool) for r in rows) and do(settings) == rows
+    assert rows[2]['remaining'] == pytest.approx(.27, abs=.02)  # output layers at half the rate
+    (effects,) = mask_and_weights(rows*1 + [r | dict(seed=1) for r in rows], 'end_return')
+    assert effects['round'] == 2
+    with pytest.raises(ValueError, match='gamma'): do(settings | dict(gamma=.5))
+
+@pytest.mark.parametrize('wrong, says', ((dict(env='Pong'), 'Pong'), (dict(stps=3), 'stps'), (dict(rate=1), 'rate'),
+    (dict(optimizer='sgd'), 'sgd'), (dict(lr=0), 'lr'), (dict(rewind_step=20_000), 'leaves nothing'), (dict(test=0), 'test')))
+def test_wrong_settings(wrong, says):
+    with pytest.raises(ValueError, match=says): control_settings(**wrong)
+
+def test_published_settings():
+    "Names of inputs fit the environments, and the falling rate ends at 0."
+    for env, names in INPUTS.items(): assert len(names) == SIZES[env][0] and env in AGENTS
+    seen = []
+    settings = control_settings('CartPole-v1', **(QUICK | dict(decay=True, lr=1.2e-3)))
+    make_run, train, _ = control_parts(settings)
+    run = make_run(0)
+    step = run.optimizer.step
+    run.optimizer.step = lambda: (seen.append(run.optimizer.param_groups[0]['lr']), step())
+    train(run)
+    assert seen == pytest.approx([1.2e-3*(1 - k/12) for k in range(12)])
+
+# --- mask and weights, paths
+
+def rows_of(table, seeds=2, **more):
+    return [dict(seed=s, round=1, condition=c, remaining=.5, end_return=v + s, learned=True) | more
+            for s in range(seeds) for c, v in table.items()]
+
+def test_effects():
+    (e,) = mask_and_weights(rows_of(dict(ticket=480, reinit=460, shuffled=260, random=220)), 'end_return')
+    assert e['mask'][0] == 230 and e['weights'][0] == 30 and e['mask'][1:] == (230, 230)
+    with pytest.raises(ValueError, match='round 1, seed 0 has no reinit'):
+        mask_and_weights(rows_of(dict(ticket=1, shuffled=1, random=1)), 'end_return')
+
+def test_who_never_left_the_floor():
+    rows = rows_of(dict(ticket=480, random=9), seeds=3)
+    assert unlearned(rows) == 'never left the floor: no agent'
+    for r in rows: r['learned'] = r['condition'] == 'ticket' or r['seed'] == 1
+    assert unlearned(rows) == 'never left the floor: random at 50.0%: 2 of 3'
+
+def test_paths_by_enumeration():
+    masks = {f'policy.layer{i}.weight': torch.rand(n, m) < .5 for i, (m, n) in enumerate(((3, 5), (5, 4), (4, 2)))}
+    a, b, c = masks.values()
+    count = torch.zeros(2, 3, dtype=torch.long)
+    for i, j, k, l in product(range(3), range(5), range(4), range(2)): count[l, i] += a[j, i] & b[k, j] & c[l, k]
+    assert paths(masks | {'value.layer1.weight': torch.ones(9, 9) > 0}).equal(count)
+    with pytest.raises(ValueError, match="no mask of 'critic'"): paths(masks, 'critic')
+    with pytest.raises(ValueError, match='has 4 inputs, and the layer before it 5'): paths({k: masks[k] for k in (*list(masks)[:1], *list(masks)[2:])})
+
+def test_an_input_without_a_path_is_not_read():
+    run = an_agent()
+    run.set_masks(run.masks | {k: torch.rand(m.shape) < .15 for k, m in run.masks.items() if k.startswith('policy')})
+    counts, x = paths(run.masks).sum(0), torch.randn(4, requires_grad=True)
+    run.net.policy(x).abs().sum().backward()
+    assert ((counts == 0) == (x.grad == 0)).all() and (counts == 0).any() and (counts > 0).any()
+
+def test_pictures():
+    import matplotlib.pyplot as plt
+    rows = [r | dict(remaining=1., round=0) for r in rows_of(dict(ticket=400))] + rows_of(dict(ticket=300, random=9))
+    rows[-1]['learned'] = False
+    ax = draw_returns(rows, floor=20)
+    hollow = [line for line in ax.lines if line.get_marker() == 'o' and line.get_markerfacecolor() == 'none']
+    assert len(hollow) == 1 and hollow[0].get_ydata()[0] == rows[-1]['end_return']
+    masks = an_agent().masks
+    ax = draw_inputs([masks, {k: m & (torch.arange(m.shape[1]) > 0) for k, m in masks.items()}], INPUTS['CartPole-v1'])
+    assert [t.get_text() for t in ax.texts] == ['25%', '–', '25%', '33%', '25%', '33%', '25%', '33%']
+    plt.close('all')
