@@ -109,7 +109,8 @@ class _Games:
     "Environments side by side. An unfinished episode is its number and the actions so far."
     def __init__(self, make: Callable, envs: int, run: Run):
         from gymnasium.vector import AutoresetMode, SyncVectorEnv
-        self.games    = SyncVectorEnv([make]*envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+        self.games    = SyncVectorEnv([make]*envs, copy=False,
+                                      autoreset_mode=AutoresetMode.DISABLED)
         self.seed     = run.seed
         self.episodes = run.extra.setdefault('episodes',
                                              [dict(number=i, actions=[]) for i in range(envs)])
@@ -349,8 +350,10 @@ def paths(
 
 # %% ../../nbs/5_beyond_vision/510_tickets_in_control.ipynb #export-settings
 AGENTS = {  # updates, environments, weight of later rewards, rate, does it fall to 0, entropy
-    'CartPole-v1':    dict(steps=12_500, envs=8, gamma=.99, lr=7e-4, decay=False, entropy_weight=0.),
-    'Acrobot-v1':     dict(steps=6250, envs=16, gamma=.99, lr=7e-4, decay=False, entropy_weight=0.),
+    'CartPole-v1':    dict(steps=12_500, envs=8, gamma=.99, lr=7e-4, decay=False,
+                           entropy_weight=0.),
+    'Acrobot-v1':     dict(steps=6250, envs=16, gamma=.99, lr=7e-4, decay=False,
+                           entropy_weight=0.),
     'LunarLander-v3': dict(steps=5000, envs=8, gamma=.995, lr=8.3e-4, decay=True,
                            entropy_weight=1e-5)}
 INPUTS = {  # what an observation holds
@@ -417,6 +420,7 @@ def draw_returns(
     import matplotlib.pyplot as plt
     from lotterybook.foundations.plots import label_ends, remaining_axis, style
     from lotterybook.tickets.controls import CONDITIONS
+    if not rows: raise ValueError('no rows: give it those that search returns')
     if ax is None: _, ax = plt.subplots(figsize=(6, 3.2))
     ends = []
     for condition in [c for c in CONDITIONS if any(r['condition'] == c for r in rows)]:

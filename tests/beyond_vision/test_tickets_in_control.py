@@ -17,7 +17,6 @@ from lotterybook.foundations.checkpoints import advance_kept
 from lotterybook.foundations.randomness import mixed_seed
 from lotterybook.foundations.running import Hook, Run, advance, seeded
 from lotterybook.ordered_neurons.language_model import NotLearned
-from lotterybook.pruning.allocation import per_layer
 from lotterybook.pruning.masks import full_masks, remaining
 from lotterybook.pruning.schedules import pruner
 from lotterybook.tickets.iterative import find_ticket
