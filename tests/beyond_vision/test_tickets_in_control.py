@@ -298,7 +298,9 @@ def rows_of(table, seeds=2, **more):
 
 def test_effects():
     (e,) = mask_and_weights(rows_of(dict(ticket=480, reinit=460, shuffled=260, random=220)), 'end_return')
-    assert e['mask'][0] == 230 and e['weights'][0] == 30 and e['mask'][1:] == (230, 230)
+    assert e['mask'][0] == 230 and e['weights'][0] == 30 and e['mask'][1:] == (230, 230) and e['together'][0] == -20
+    (e,) = mask_and_weights(rows_of(dict(ticket=480, reinit=220, shuffled=220, random=220)), 'end_return')
+    assert (e['mask'][0], e['weights'][0], e['together'][0]) == (130, 130, 260)
     with pytest.raises(ValueError, match='round 1, seed 0 has no reinit'):
         mask_and_weights(rows_of(dict(ticket=1, shuffled=1, random=1)), 'end_return')
 
