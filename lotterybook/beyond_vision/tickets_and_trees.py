@@ -98,7 +98,7 @@ def tree_scores(
     model: Any,              # has `distances(words)`
     gold: Sequence['Tree'],  # two trees at least
     layer: int = 2,          # from 1; of the preregistered parser
-) -> dict: # f1_{convention} of the preregistered parser, f1_words of its rival, parsers: all choices
+) -> dict: # f1_{convention} of the fixed parser, f1_words of its rival, parsers: all choices
     "F1 of a model's trees: layer 2, forget gate, unbiased builder; and of every other choice."
     every = parsing_choices(model, gold)
     chosen = {row['convention']: row['f1'] for row in every

@@ -11,7 +11,10 @@ __all__ = ['AGENTS', 'INPUTS', 'actor_critic', 'Rollout', 'discounted', 'make_en
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+import math
+from numbers import Real
 from pathlib import Path
+import re
 from typing import Any, NamedTuple
 import warnings
 import numpy as np
@@ -24,7 +27,7 @@ from ..foundations.hooks import ClipGradient, FiniteLoss, RateOfStep
 from ..foundations.randomness import kept_generators, mixed_seed
 from ..foundations.results import interval
 from ..foundations.running import Batches, Hook, Masks, Objective, Run, seeded, unwrapped
-from ..foundations.training import Validate, _check_begin, holding
+from ..foundations.training import Validate, _check_begin, evaluating, holding
 from ..ordered_neurons.language_model import NotLearned
 from ..pruning.allocation import per_layer
 from ..pruning.masks import full_masks
@@ -74,6 +77,9 @@ def make_env(
     try: import gymnasium
     except ImportError as e:
         raise ImportError('environments need Gymnasium: pip install "lotterybook[control]"') from e
+    if not isinstance(env, str) and not callable(env):
+        raise ValueError(f'{env!r:.60} is neither the name of an environment nor a function that '
+                         'makes one')
     make = partial(gymnasium.make, env) if isinstance(env, str) else env
     try: game = make()
     except gymnasium.error.DependencyNotInstalled as e:
@@ -81,11 +87,15 @@ def make_env(
                           'pip install "lotterybook[control]"') from e
     except gymnasium.error.UnregisteredEnv as e:
         raise ValueError(f'Gymnasium knows no environment {env!r}: {e}') from e
+    if not isinstance(env, str) and make() is game:
+        raise ValueError('the function gives the same environment again; it must make a new one')
     inputs, actions = game.observation_space, game.action_space
-    game.close()
-    if not hasattr(actions, 'n') or len(inputs.shape or ()) != 1:
+    box, discrete = gymnasium.spaces.Box, gymnasium.spaces.Discrete
+    if not (isinstance(inputs, box) and len(inputs.shape) == 1 and
+            isinstance(actions, discrete) and actions.start == 0):
         raise ValueError(f'{env} has observations {inputs} and actions {actions}; an agent here '
-                         'takes a vector of numbers, and chooses one of some actions')
+                         'takes a vector of numbers, and chooses one of the actions 0, 1, ...')
+    game.close()
     return make
 
 # %% ../../nbs/5_beyond_vision/510_tickets_in_control.ipynb #export-agent
@@ -130,11 +140,17 @@ class _Games:
         self.seed     = run.seed
         self.episodes = run.extra.setdefault('episodes',
                                              [dict(number=i, actions=[]) for i in range(envs)])
+        if len(self.episodes) != envs:
+            raise ValueError(f'envs={envs}, but the run is in {len(self.episodes)} episodes')
         self.device   = next(run.net.parameters()).device
         self.choices  = int(self.games.single_action_space.n)
         self.now      = self._begin(np.ones(envs, bool)).copy()
         for i, (game, episode) in enumerate(zip(self.games.envs, self.episodes)):
-            for action in episode['actions']: self.now[i] = game.step(action)[0]
+            for action in episode['actions']:
+                self.now[i], _, ended, cut, _ = game.step(action)
+                if ended or cut:
+                    raise ValueError('the run is in the middle of an episode that ends sooner in '
+                                     'this environment: was it trained in another one?')
 
     def close(self) -> None: self.games.close()
 
@@ -197,7 +213,7 @@ def rollouts(
         try:
             for step in range(start, end):
                 rollout = games.play(unwrapped(run.net), length, gamma)
-                with torch.enable_grad(): yield rollout
+                yield rollout
         finally: games.close()
     return batches
 
@@ -211,21 +227,23 @@ def play(
 ) -> Tensor:                  # `(episodes,)` float64
     "The return of each episode."
     make, seeds = make_env(env), list(seeds)
+    device  = next(policy.parameters()).device if isinstance(policy, nn.Module) else 'cpu'
     games   = [make() for _ in seeds]
     now     = [game.reset(seed=seed)[0] for game, seed in zip(games, seeds)]
-    returns = torch.zeros(len(seeds), dtype=torch.float64)
-    playing = list(range(len(seeds)))
+    returns = [0.]*len(games)
+    playing = list(range(len(games)))
     while playing:
-        logits = policy(torch.as_tensor(np.stack([now[i] for i in playing]), dtype=torch.float32))
-        if not greedy: logits = logits + _gumbel(logits.shape)
-        over = []
+        seen   = np.stack([now[i] for i in playing])
+        logits = policy(torch.as_tensor(seen, dtype=torch.float32, device=device))
+        if not greedy: logits = logits + _gumbel(logits.shape).to(device)
+        still = []
         for i, action in zip(playing, logits.argmax(1).tolist()):
-            now[i], reward, end, cut, _ = games[i].step(action)
+            now[i], reward, ended, cut, _ = games[i].step(action)
             returns[i] += float(reward)
-            if end or cut: over.append(i)
-        playing = [i for i in playing if i not in over]
+            if not (ended or cut): still.append(i)
+        playing = still
     for game in games: game.close()
-    return returns
+    return torch.tensor(returns, dtype=torch.float64)
 
 def episode_seeds(
     seed: int,     # the replicate
@@ -264,25 +282,35 @@ def train_agent(
     hooks = [*([RateOfStep(lr)] if lr else []), ClipGradient(.5), FiniteLoss(eval_every, steps),
              *hooks, Validate(measure, eval_every, steps)]
     rates = map(lr, range(steps)) if lr else ()
-    mark  = training_settings(run, rates, (), env=_name(env), steps=steps, envs=envs, length=length,
-                              gamma=gamma, entropy_weight=entropy_weight, eval_every=eval_every,
-                              validation=validation, settings=settings or {}) if file else {}
+    mark  = training_settings(run, rates, (), env=_described(env), steps=steps, envs=envs,
+                              length=length, gamma=gamma, entropy_weight=entropy_weight,
+                              eval_every=eval_every, validation=validation,
+                              settings=settings or {}) if file else {}
     with flushed_denormals(), kept_generators():
         advance_kept(run, actor_critic(entropy_weight=entropy_weight), batches, steps, hooks,
                      file=file, settings=mark, every=save_every)
         return _agent_outcome(run, env, trials, episode_seeds(run.seed, 'test', test))
 
-def _name(env: str | Callable) -> str:
-    return env if isinstance(env, str) else getattr(env, '__qualname__', type(env).__name__)
+def _described(env: str | Callable) -> list:
+    "What tells an environment from others: its name, spaces and time limit."
+    def name(o):
+        if isinstance(o, partial): return [name(o.func), repr(o.args), repr(o.keywords)]
+        return o if isinstance(o, str) else getattr(o, '__qualname__', type(o).__name__)
+    game = make_env(env)()
+    limit = getattr(game.spec, 'max_episode_steps', None)
+    spaces = str(game.observation_space), str(game.action_space)
+    game.close()
+    return [name(env), *spaces, limit]
 
 def _agent_outcome(run: Run, env: str | Callable, trials: list[int], tests: list[int]) -> dict:
     "The results, with a warning if the agent never did better than at random."
     net, best = unwrapped(run.net), run.extra['best']
     returns = [row['validation_return'] for row in run.rows]
-    end = play(net.policy, env, tests).mean().item()
-    with holding(net, best['weights']): stop = play(net.policy, env, tests).mean().item()
-    torch.manual_seed(mixed_seed(run.seed, 'random actions'))
-    floor = play(partial(_indifferent, net), env, trials, greedy=False).max().item()
+    with evaluating(net):
+        end = play(net.policy, env, tests).mean().item()
+        with holding(net, best['weights']): stop = play(net.policy, env, tests).mean().item()
+        torch.manual_seed(mixed_seed(run.seed, 'random actions'))
+        floor = play(partial(_indifferent, net), env, trials, greedy=False).max().item()
     if max(returns) <= floor:
         warnings.warn(f'the agent did not learn: its best validation return is {max(returns):.1f}, '
                       f'and random actions reach {floor:.1f} in one of {len(trials)} episodes. '
@@ -293,17 +321,16 @@ def _agent_outcome(run: Run, env: str | Callable, trials: list[int], tests: list
 
 def _indifferent(net: nn.Module, observations: Tensor) -> Tensor:
     "Equal logits for all actions."
-    return torch.zeros_like(net.policy(observations))
+    return torch.zeros_like(net.policy(observations.to(next(net.parameters()).device)).cpu())
 
 # %% ../../nbs/5_beyond_vision/510_tickets_in_control.ipynb #export-effects
 def mask_and_weights(
-    rows: list[dict],  # of `search`, with ticket, reinit, shuffled and random
+    rows: list[dict],  # of one `search`, with ticket, reinit, shuffled and random
     value: str,        # a column, as 'end_return'
-) -> list[dict]:       # per round: round, remaining; mask, weights, together: mean, low, high
-    ("How much of a ticket's lead over a random subnetwork is due to its mask, and how much to its "
-     "initial weights; `together`: what mask and weights gain beyond the gain of each alone.")
-    at = {(r['round'], r['seed'], r['condition']): r for r in rows}
-    out = []
+) -> list[dict]:       # per round: round, remaining, mask, weights: mean, lower and upper end
+    ("How much of a ticket's lead over random subnetworks is due to its mask, and how much to its "
+     "initial weights. After Vischer et al. (2021).")
+    at, out = _one_search(rows), []
     for round in sorted({n for n, _, c in at if c == 'random'}):
         seeds, effects = sorted({s for n, s, c in at if (n, c) == (round, 'random')}), []
         for s in seeds:
@@ -312,27 +339,36 @@ def mask_and_weights(
                 raise ValueError(f'round {round}, seed {s} has no {absent[0]}: the search must '
                                  f'have {", ".join(_FOUR)}')
             ticket, reinit, shuffled, random = (at[round, s, c][value] for c in _FOUR)
-            effects.append(((ticket - shuffled + reinit - random)/2,
-                            (ticket - reinit + shuffled - random)/2,
-                            ticket - reinit - shuffled + random))
-        mask, weights, together = (interval(o) for o in zip(*effects))
+            effects.append((reinit - (shuffled + random)/2, ticket - reinit))
+        mask, weights = (interval(o) for o in zip(*effects))
         out.append(dict(round=round, remaining=at[round, seeds[0], 'ticket']['remaining'],
-                        mask=mask, weights=weights, together=together))
+                        mask=mask, weights=weights))
     return out
+
+def _one_search(rows: list[dict]) -> dict[tuple, dict]:
+    "Rows by round, seed and condition, each of them once."
+    at = {}
+    for row in rows:
+        key = row['round'], row['seed'], row['condition']
+        if key in at:
+            raise ValueError(f'two rows of round {key[0]}, seed {key[1]}, {key[2]}: '
+                             'give the rows of one search, as of one environment')
+        at[key] = row
+    return at
 
 _FOUR = ('ticket', 'reinit', 'shuffled', 'random')
 
 def unlearned(
     rows: list[dict],  # of `search`, with `learned`
 ) -> str:              # a sentence
-    "Which agents never left the floor. Their returns are in every mean, so say how many they are."
+    "Which agents did not learn. Their returns are in every mean, so say how many they are."
     count = {}
-    for row in rows:
+    for row in _one_search(rows).values():
         group = count.setdefault((row['condition'], row['remaining']), [])
         group.append(row['learned'])
     lost = [f'{c} at {left:.1%}: {len(o) - sum(o)} of {len(o)}'
             for (c, left), o in count.items() if not all(o)]
-    return 'never left the floor: ' + ('; '.join(lost) or 'no agent')
+    return 'did not learn: ' + ('; '.join(lost) or 'no agent')
 
 # %% ../../nbs/5_beyond_vision/510_tickets_in_control.ipynb #export-paths
 def paths(
@@ -342,6 +378,8 @@ def paths(
     "How many ways lead from each input to each output, if only kept weights are crossed."
     names = [name for name in masks if name.startswith(f'{network}.')]
     if not names: raise ValueError(f'no mask of {network!r}; there are {", ".join(masks)}')
+    numbers = [[int(n) for n in re.findall(r'\d+', name)] for name in names]
+    if all(numbers): names.sort(key=lambda name: [int(n) for n in re.findall(r'\d+', name)])
     count = masks[names[0]].long()
     for name in names[1:]:
         if masks[name].shape[1] != len(count):
@@ -378,8 +416,17 @@ def control_settings(
     for name in ('rounds', 'hidden', 'length', 'eval_every', 'validation', 'test', 'steps', 'envs'):
         checked_size(settings[name], name)
     checked_name(settings['optimizer'], ('rmsprop', 'adam'), 'optimizer')
-    checked_fraction(settings['rate'], 'rate')
-    if not settings['lr'] > 0: raise ValueError(f'lr={settings["lr"]!r} must be above 0')
+    rate = checked_fraction(settings['rate'], 'rate')
+    if not isinstance(settings['decay'], bool):
+        raise ValueError(f'decay={settings["decay"]!r} must be True or False')
+    for name, low, high in (('lr', 0, math.inf), ('gamma', 0, 1), ('entropy_weight', 0, math.inf),
+                            ('output_scale', 0, 1/rate)):
+        number = settings[name]
+        if not isinstance(number, Real) or not low <= number <= high or math.isinf(number):
+            raise ValueError(f'{name}={number!r} must be a number from {low} to {high:g}')
+    if not settings['lr'] or settings['output_scale']*rate >= 1:
+        raise ValueError(f'lr={settings["lr"]} and output_scale={settings["output_scale"]}: the '
+                         'first must be above 0, the second below 1/rate')
     if checked_size(settings['rewind_step'], 'rewind_step', least=0) >= settings['steps']:
         raise ValueError(f'rewind_step={settings["rewind_step"]} leaves nothing to train of '
                          f'steps={settings["steps"]}')
@@ -405,8 +452,12 @@ def control_parts(
                                      'validation', 'test')}
         falling = (lambda step: s['lr']*(1 - step/s['steps'])) if s['decay'] else None
         with warnings.catch_warnings(action='ignore', category=NotLearned):  # the rows show it
-            return train_agent(run, s['env'], s['steps'] if end is None else end, lr=falling,
-                               file=run.file, **options)
+            outcome = train_agent(run, s['env'], s['steps'] if end is None else end, lr=falling,
+                                  file=run.file, **options)
+        if end is not None:  # validations of the first steps are not those of a round
+            run.rows.clear()
+            run.extra.pop('best')
+        return outcome
     allocate = partial(per_layer, scale={'*.output.weight': s['output_scale']})
     first = rewound_to(make_run, train, s['rewind_step'], s['steps'])
     return first, train, pruner(s['rate'], allocation=allocate)
@@ -422,7 +473,7 @@ def draw_returns(
     import matplotlib.pyplot as plt
     from lotterybook.foundations.plots import label_ends, remaining_axis, style
     from lotterybook.tickets.controls import CONDITIONS
-    if not rows: raise ValueError('no rows: give it those that search returns')
+    if not _one_search(rows): raise ValueError('no rows: give it those that search returns')
     if ax is None: _, ax = plt.subplots(figsize=(6, 3.2))
     def draw(here, color, shift=1.):
         "One point for each agent; shifted a little, so that none hides another."
@@ -448,8 +499,8 @@ def draw_returns(
         ends.append((mean(here[left[-1]]), look['label'], look['color']))
     if floor is not None:
         ax.axhline(floor, color='grey', lw=.8, ls='--')
-        ax.annotate('random actions', (.02, floor), xycoords=('axes fraction', 'data'), xytext=(0, 2),
-                    textcoords='offset points', fontsize=8, color='grey')
+        ax.annotate('random actions', (.02, floor), xycoords=('axes fraction', 'data'),
+                    xytext=(0, 2), textcoords='offset points', fontsize=8, color='grey')
     remaining_axis(ax)
     ax.set_ylabel('mean return')
     label_ends(ax, ends)

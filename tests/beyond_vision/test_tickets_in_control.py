@@ -13,14 +13,17 @@ from lotterybook.beyond_vision.tickets_in_control import (
     AGENTS, INPUTS, ActorCritic, Rollout, actor_critic, control_parts, control_settings, discounted,
     draw_inputs, draw_returns, episode_seeds, make_env, mask_and_weights, paths, play, rollouts,
     train_agent, unlearned)
-from lotterybook.foundations.checkpoints import advance_kept
+from lotterybook.foundations.checkpoints import advance_kept, snapshot
+from lotterybook.foundations.hooks import ClipGradient, RateOfStep
 from lotterybook.foundations.randomness import mixed_seed
 from lotterybook.foundations.running import Hook, Run, advance, seeded
+from lotterybook.foundations.training import evaluating
 from lotterybook.ordered_neurons.language_model import NotLearned
 from lotterybook.pruning.masks import full_masks, remaining
 from lotterybook.pruning.schedules import pruner
 from lotterybook.tickets.iterative import find_ticket
 from lotterybook.tickets.replicates import search, search_plan
+from lotterybook.tickets.rounds import first_run
 
 gymnasium = pytest.importorskip('gymnasium')
 pytestmark = pytest.mark.filterwarnings('ignore::lotterybook.ordered_neurons.language_model.NotLearned')
@@ -157,6 +160,30 @@ def test_train_agent_resumes(tmp_path):
     for change, what in ((dict(gamma=.9), 'gamma'), (dict(env='Acrobot-v1'), 'env'), (dict(entropy_weight=.1), 'entropy')):
         with pytest.raises(ValueError, match=what): train(an_agent(), file=tmp_path/'state', **change)
 
+def test_episodes_of_another_environment():
+    "Actions are not repeated past the end of an episode, and other numbers of environments are named."
+    run = an_agent()
+    advance(run, actor_critic(), rollouts(run, 'CartPole-v1', 3, 5), 1)
+    short = partial(gymnasium.make, 'CartPole-v1', max_episode_steps=3)
+    with pytest.raises(ValueError, match='ends sooner in this environment'): advance(run, actor_critic(), rollouts(run, short, 3, 5), 2)
+    with pytest.raises(ValueError, match='envs=4, but the run is in 3'): advance(run, actor_critic(), rollouts(run, 'CartPole-v1', 4, 5), 2)
+
+def test_a_file_knows_its_environment(tmp_path):
+    "Also one that a function makes."
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.policy, self.value = nn.Linear(2, 2), nn.Linear(2, 1)
+        def forward(self, x): return self.policy(x), self.value(x).squeeze(-1)
+    def run():
+        torch.manual_seed(0)
+        net = Two()
+        return Run(net, torch.optim.Adam(net.parameters(), lr=1e-3), None, 0)
+    train = partial(train_agent, steps=4, save_every=2, file=tmp_path/'state', **FEW)
+    with pytest.raises(KeyboardInterrupt): train(run(), partial(Counter, limit=5), hooks=[Kill(3)])
+    with pytest.raises(ValueError, match='env'): train(run(), partial(Counter, limit=50))
+    train(run(), partial(Counter, limit=5))
+
 # --- evaluation
 
 def test_play_by_hand():
@@ -220,6 +247,37 @@ def test_same_seed_same_agent_other_seed_other_episodes():
     torch.manual_seed(4); b = do(1)
     assert same(a, b) and not same(a[1], do(2)[1])
 
+def test_every_option_counts():
+    "`train_agent` beside the loop by hand, with other settings than the defaults."
+    run = an_agent()
+    train_agent(run, 'CartPole-v1', steps=12, envs=3, length=7, gamma=.8, entropy_weight=.3, lr=lambda step: .01/(step + 1), **FEW)
+    other = an_agent()
+    advance(other, actor_critic(entropy_weight=.3), seeded(rollouts(other, 'CartPole-v1', 3, 7, .8), 0), 12,
+            [RateOfStep(lambda step: .01/(step + 1)), ClipGradient(.5)])
+    assert same(run.net.state_dict(), other.net.state_dict())
+    for change in (dict(gamma=.9), dict(entropy_weight=0.), dict(lr=None), dict(envs=2), dict(length=6)):
+        given = dict(envs=3, length=7, gamma=.8, entropy_weight=.3, lr=lambda step: .01/(step + 1)) | change
+        third = an_agent()
+        train_agent(third, 'CartPole-v1', steps=12, **given, **FEW)
+        assert not same(run.net.state_dict(), third.net.state_dict()), change
+
+def test_the_gradient_is_clipped():
+    lengths = []
+    class Length(Hook):
+        def before_step(self, run): lengths.append(sum(p.grad.square().sum() for p in run.net.parameters()).sqrt().item())
+    train_agent(an_agent(), 'CartPole-v1', steps=12, hooks=[Length()], **FEW)  # after the clipping
+    assert max(lengths) == pytest.approx(.5, abs=1e-4)
+
+def test_dropout_only_while_training():
+    "Test episodes are played in evaluation mode, and each layer has its mode afterwards."
+    torch.manual_seed(0)
+    net = ActorCritic(4, 2, 16)
+    net.policy.tanh1 = nn.Sequential(nn.Tanh(), nn.Dropout(.5))
+    run = Run(net, torch.optim.Adam(net.parameters(), lr=3e-3), full_masks(net), 0)
+    out = train_agent(run, 'CartPole-v1', steps=20, length=16, **(FEW | dict(test=10)))
+    assert net.policy.tanh1.training
+    with evaluating(net): assert out['end_return'] == play(net.policy, 'CartPole-v1', episode_seeds(0, 'test', 10)).mean()
+
 @pytest.mark.parametrize('wrong, says', ((dict(envs=0), 'envs'), (dict(length=0), 'length'), (dict(gamma=1.5), 'gamma'),
     (dict(steps=0), 'steps'), (dict(validation=0), 'validation'), (dict(test=0), 'test'), (dict(eval_every=0), 'eval_every')))
 def test_wrong_sizes(wrong, says):
@@ -235,8 +293,18 @@ def test_an_environment_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, 'gymnasium', None)
     with pytest.raises(ImportError, match=r'pip install "lotterybook\[control\]"'): make_env('CartPole-v1')
 
-@pytest.mark.parametrize('env, says', (('CartPol-v1', 'CartPole'), ('CartPole-v9', 'v9'), ('Pendulum-v1', 'one of some actions'),
-                                       ('FrozenLake-v1', 'a vector of numbers')))
+class From1(Counter):
+    action_space = gymnasium.spaces.Discrete(3, start=1)
+
+class Switches(Counter):
+    action_space = gymnasium.spaces.MultiBinary(3)
+
+the_same = Counter()
+
+@pytest.mark.parametrize('env, says', (('CartPol-v1', 'CartPole'), ('CartPole-v9', 'v9'), ('Pendulum-v1', 'one of the actions 0, 1'),
+                                       ('FrozenLake-v1', 'a vector of numbers'), (From1, 'one of the actions 0, 1'),
+                                       (Switches, 'one of the actions'), (the_same, 'nor a function that makes one'),
+                                       (lambda: the_same, 'must make a new one')))
 def test_an_environment_that_does_not_fit(env, says):
     with pytest.raises(ValueError, match=says): make_env(env)
 
@@ -268,18 +336,41 @@ def test_a_search_with_controls(tmp_path, changes):
     rows = do(settings)
     assert [r['condition'] for r in rows] == ['ticket']*3 + ['reinit', 'shuffled', 'random']
     assert all(isinstance(r['learned'], bool) for r in rows) and do(settings) == rows
-    assert rows[2]['remaining'] == pytest.approx(.27, abs=.02)  # output layers at half the rate
+    width, (inputs, actions) = settings['hidden'], SIZES[settings['env']]
+    kept = total = 0
+    for n, rate in ((inputs*width, .5), (width*width, .5), (actions*width, .25), (inputs*width, .5), (width*width, .5), (width, .25)):
+        total += n
+        for _ in range(2): n -= round(rate*n)
+        kept += n
+    assert rows[2]['remaining'] == kept/total  # output layers at half the rate
     (effects,) = mask_and_weights(rows*1 + [r | dict(seed=1) for r in rows], 'end_return')
     assert effects['round'] == 2
     with pytest.raises(ValueError, match='gamma'): do(settings | dict(gamma=.5))
 
 @pytest.mark.parametrize('wrong, says', ((dict(env='Pong'), 'Pong'), (dict(stps=3), 'stps'), (dict(rate=1), 'rate'),
-    (dict(optimizer='sgd'), 'sgd'), (dict(lr=0), 'lr'), (dict(rewind_step=20_000), 'leaves nothing'), (dict(test=0), 'test')))
+    (dict(optimizer='sgd'), 'sgd'), (dict(lr=0), 'lr'), (dict(rewind_step=20_000), 'leaves nothing'), (dict(test=0), 'test'),
+    (dict(gamma=1.5), 'gamma'), (dict(gamma='x'), 'gamma'), (dict(entropy_weight='a'), 'entropy_weight'), (dict(decay='no'), 'decay'),
+    (dict(lr=float('inf')), 'lr'), (dict(lr='a'), 'lr'), (dict(output_scale=6.), 'output_scale'), (dict(output_scale=-1), 'output_scale')))
 def test_wrong_settings(wrong, says):
     with pytest.raises(ValueError, match=says): control_settings(**wrong)
 
+def test_rounds_of_a_rewound_search():
+    "They begin after k updates of the dense agent, and its validations are not theirs."
+    make_run, train, prune = control_parts(control_settings(**(QUICK | dict(rewind_step=6, eval_every=3))))
+    run = first_run(make_run, 0)
+    assert run.step == 6 and not run.rows and 'best' not in run.extra
+    found = find_ticket(make_run, train, prune, rounds=1, progress=False)
+    for ticket in found: assert [o['step'] for o in ticket.settings['outcome']['history']] == [9, 12]
+    assert same(found[0].theta_0, snapshot(run.net))
+
 def test_published_settings():
-    "Names of inputs fit the environments, and the falling rate ends at 0."
+    "RL Baselines3 Zoo's; names of inputs fit the environments, and the falling rate would end at 0."
+    assert {k: (o['steps'], o['envs'], o['gamma'], o['lr'], o['decay'], o['entropy_weight']) for k, o in AGENTS.items()} == {
+        'CartPole-v1': (12_500, 8, .99, 7e-4, False, 0), 'Acrobot-v1': (6250, 16, .99, 7e-4, False, 0),
+        'LunarLander-v3': (5000, 8, .995, 8.3e-4, True, 1e-5)}
+    optimizer = first_run(control_parts(control_settings())[0], 0).optimizer
+    assert isinstance(optimizer, torch.optim.RMSprop)
+    assert [optimizer.defaults[k] for k in ('lr', 'alpha', 'eps', 'momentum')] == [7e-4, .99, 1e-5, 0]
     for env, names in INPUTS.items(): assert len(names) == SIZES[env][0] and env in AGENTS
     seen = []
     settings = control_settings('CartPole-v1', **(QUICK | dict(decay=True, lr=1.2e-3)))
@@ -297,18 +388,23 @@ def rows_of(table, seeds=2, **more):
             for s in range(seeds) for c, v in table.items()]
 
 def test_effects():
-    (e,) = mask_and_weights(rows_of(dict(ticket=480, reinit=460, shuffled=260, random=220)), 'end_return')
-    assert e['mask'][0] == 230 and e['weights'][0] == 30 and e['mask'][1:] == (230, 230) and e['together'][0] == -20
-    (e,) = mask_and_weights(rows_of(dict(ticket=480, reinit=220, shuffled=220, random=220)), 'end_return')
-    assert (e['mask'][0], e['weights'][0], e['together'][0]) == (130, 130, 260)
+    "The step from random masks to the ticket's mask, and from other weights to the ticket's; they add up to the lead."
+    (e,) = mask_and_weights(rows_of(dict(ticket=480, reinit=460, shuffled=230, random=210)), 'end_return')
+    assert e['mask'] == (240, 240, 240) and e['weights'][0] == 20 and (e['round'], e['remaining']) == (1, .5)
     with pytest.raises(ValueError, match='round 1, seed 0 has no reinit'):
         mask_and_weights(rows_of(dict(ticket=1, shuffled=1, random=1)), 'end_return')
 
+def test_rows_of_two_environments():
+    "They would overwrite each other."
+    rows = rows_of(dict(ticket=480, reinit=460, shuffled=230, random=210))
+    for call in (partial(mask_and_weights, value='end_return'), unlearned, draw_returns):
+        with pytest.raises(ValueError, match='two rows of round 1, seed 0, ticket'): call(rows + rows)
+
 def test_who_never_left_the_floor():
     rows = rows_of(dict(ticket=480, random=9), seeds=3)
-    assert unlearned(rows) == 'never left the floor: no agent'
+    assert unlearned(rows) == 'did not learn: no agent'
     for r in rows: r['learned'] = r['condition'] == 'ticket' or r['seed'] == 1
-    assert unlearned(rows) == 'never left the floor: random at 50.0%: 2 of 3'
+    assert unlearned(rows) == 'did not learn: random at 50.0%: 2 of 3'
 
 def test_paths_by_enumeration():
     masks = {f'policy.layer{i}.weight': torch.rand(n, m) < .5 for i, (m, n) in enumerate(((3, 5), (5, 4), (4, 2)))}
@@ -317,6 +413,8 @@ def test_paths_by_enumeration():
     for i, j, k, l in product(range(3), range(5), range(4), range(2)): count[l, i] += a[j, i] & b[k, j] & c[l, k]
     assert paths(masks | {'value.layer1.weight': torch.ones(9, 9) > 0}).equal(count)
     with pytest.raises(ValueError, match="no mask of 'critic'"): paths(masks, 'critic')
+    deep = {f'policy.{2*i}.weight': torch.rand(6, 6) < .4 for i in range(7)}
+    assert paths(dict(sorted(deep.items()))).equal(paths(deep)) and list(dict(sorted(deep.items()))) != list(deep)
     with pytest.raises(ValueError, match='has 4 inputs, and the layer before it 5'): paths({k: masks[k] for k in (*list(masks)[:1], *list(masks)[2:])})
 
 def test_an_input_without_a_path_is_not_read():
