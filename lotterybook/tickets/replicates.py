@@ -402,7 +402,12 @@ MEASURES = {  # label, factor
     'stop_step':      ('early-stop step', 1),
     'stop_accuracy':  ('test accuracy at early stop (%)', 100),
     'end_accuracy':   ('test accuracy at the end (%)', 100),
-    'train_accuracy': ('training accuracy at the end (%)', 100)}
+    'train_accuracy': ('training accuracy at the end (%)', 100),
+    'stop_nats':      ('test loss at early stop (nats a word)', 1),
+    'end_nats':       ('test loss at the end (nats a word)', 1),
+    'stop_return':    ('test return at early stop', 1),
+    'end_return':     ('test return at the end', 1),
+    'mean_return':    ('mean of all validation returns', 1)}
 
 def _draw_measure(ax, rows: list[dict], measure: str) -> None:
     "Every condition's curve of one measure against weights remaining."
@@ -436,7 +441,7 @@ def draw_search(
     import matplotlib.pyplot as plt
     from lotterybook.foundations.plots import caption
     there = [k for k, v in rows[0].items() if k not in COLUMNS and isinstance(v, int | float)]
-    early = [k for k in ('stop_step', 'stop_accuracy') if k in there]
+    early = [k for k in ('stop_step', 'stop_accuracy', 'stop_nats', 'stop_return') if k in there]
     if measures is None:
         measures = early or there
         measures = [k for k in measures if len({r[k] for r in rows}) > 1] or measures[-1:]
