@@ -1,8 +1,11 @@
 "Page 520: kept weights by gate and level, one number a word, trees of every network of a search."
 from functools import partial
+import os
 import pytest, torch
 from lotterybook.beyond_vision.tickets_and_trees import (
-    WordDistances, kept_by_gate, share_kept, tree_parts, tree_scores, tree_settings)
+    WordDistances, gold_and_others, kept_by_gate, share_kept, tree_parts, tree_scores, tree_settings)
+from lotterybook.beyond_vision.tickets_in_language import language_parts
+from lotterybook.foundations.checkpoints import snapshot
 from lotterybook.foundations.training import holding
 from lotterybook.ordered_neurons.constituency import CONVENTIONS, corpus_f1
 from lotterybook.ordered_neurons.parsing_choices import gold_trees
@@ -62,19 +65,19 @@ def test_the_gates_are_those_that_the_layer_computes():
     assert gates.f_tilde.std(0).max() < 1e-6 < gates.i_tilde.std(0).max()
 
 def test_the_lstm_gates():
-    "Rows 'forget' of an LSTM are what its distances read."
-    model = a_model('lstm')
-    before = model.distances(gold[0].leaves())
-    with torch.no_grad(): model.encoder.layers[1].weight_ih_l0[24:48] += 1  # content and output of layer 2
-    after = model.distances(gold[0].leaves())
-    torch.testing.assert_close(before[0][0], after[0][0])
+    "Rows 'forget' of an LSTM are those that its distances read; the input of a layer is the other half."
+    model, words = a_model('lstm'), gold[0].leaves()
+    layer = model.encoder.layers[1]
+    before = model.distances(words)[0][1]
+    with torch.no_grad(): layer.weight_hh_l0.zero_()  # else all gates change through the memory
+    alone = model.distances(words)[0][1]
+    with torch.no_grad(): layer.weight_ih_l0[:12] += 1; layer.weight_ih_l0[24:] += 1  # all but the forget gate
+    assert not alone.equal(before) and model.distances(words)[0][1].equal(alone)
+    with torch.no_grad(): layer.weight_ih_l0[12:24] = 0
+    assert model.distances(words)[0][1].std() < 1e-6
     masks = {name: torch.zeros_like(m) for name, m in full_masks(model).items()}
     masks['encoder.layers.1.weight_ih_l0'][12:24] = True
     assert share_kept(kept_by_gate(model, masks), 'layer', 'gate')[2, 'forget'] == 20/(20 + 12)
-    with torch.no_grad():
-        model.encoder.layers[1].weight_ih_l0[12:24] = 0
-        model.encoder.layers[1].weight_hh_l0[12:24] = 0
-    assert model.distances(gold[0].leaves())[0][1].std() < 1e-6
 
 def test_share_kept():
     rows = [dict(gate='a', layer=1, kept=1, weights=4), dict(gate='a', layer=2, kept=3, weights=4),
@@ -83,21 +86,44 @@ def test_share_kept():
 
 def test_masks_of_something_else():
     model = a_model()
+    with pytest.raises(ValueError, match='neither 0 nor 1|not bool'): kept_by_gate(model, dict(model.named_parameters()))
+    with pytest.raises(ValueError, match='Linear has no layers'): kept_by_gate(torch.nn.Linear(2, 2), {'weight': torch.ones(2, 2) > 0})
     with pytest.raises(ValueError, match='no mask of a recurrent weight; there are embedding'):
         kept_by_gate(model, full_masks(model, include=['embedding'], exclude=['encoder.*']))
 
 # --- one number a word
 
+class Given:
+    "Distances as in a table: layer 1 is the number of letters, layer 2 the place; the first word's as given."
+    def __init__(self, first=7.): self.first = first
+    def distances(self, words):
+        d = torch.tensor([[float(len(o)) for o in words], [float(k) for k in range(len(words))]])
+        d[:, 0] = self.first
+        return d, torch.zeros(2, len(words))
+
 def test_means_of_a_word():
-    "Over two sentences; a word that was not met gets the mean of all."
-    class Model:
-        def distances(self, words): return (torch.tensor([[float(len(o)) for o in words], [float(k) for k in range(len(words))]]),
-                                            torch.zeros(2, len(words)))
-    rival = WordDistances(Model(), [['a', 'bb'], ['bb', 'bb', 'a']])
-    forget, write = rival.distances(['bb', 'new', 'a'])
-    assert forget[0].tolist() == pytest.approx([2, 8/5, 1]) and forget[1].tolist() == pytest.approx([2/3, 4/5, 1])
-    assert write.shape == (2, 3)
-    with pytest.raises(ValueError, match='no sentence'): WordDistances(Model(), [])
+    "Over two sentences without their first words; a word that was not met there gets the mean of all."
+    rival = WordDistances(Given(), [['a', 'bb', 'c'], ['bb', 'bb', 'a']])
+    forget, write = rival.distances(['bb', 'new', 'a', 'c'])
+    assert forget[0].tolist() == pytest.approx([2, 6/4, 1, 1]) and forget[1].tolist() == pytest.approx([1, 6/4, 2, 2])
+    assert write.shape == (2, 4)
+    for empty in ([], [['a'], ['b']]):
+        with pytest.raises(ValueError, match='no sentence of two words'): WordDistances(Given(), empty)
+
+def test_the_first_distance_does_not_count():
+    "No tree of the unbiased builder reads it; so two models that differ only there have one rival."
+    words = [o.leaves() for o in gold]
+    a, b = (WordDistances(Given(first), words) for first in (0., 99.))
+    assert all(a.means[w].equal(b.means[w]) for w in a.means) and a.other.equal(b.other)
+    assert parse(Given(0.), words, 1) == parse(Given(99.), words, 1)
+
+def test_words_that_the_network_does_not_know():
+    "They share one number, as they share one row of its embedding."
+    class Knows(Given): vocabulary = Vocabulary(['<eos>', '<unk>', 'a', 'bb'])
+    rival = WordDistances(Knows(), [['a', 'bb', 'zebra', 'ox']])
+    assert set(rival.means) == {'bb', '<unk>'}
+    forget, _ = rival.distances(['yak', 'zebra', 'bb'])
+    assert forget[0].tolist() == [3.5, 3.5, 2]
 
 def test_the_rival_of_a_network():
     "Equal words have equal distances, and its tree is that of those numbers."
@@ -113,12 +139,13 @@ def test_the_rival_of_a_network():
 
 def test_tree_scores():
     model, words = a_model(), [o.leaves() for o in gold]
-    scores = tree_scores(model, gold)
+    others = as_corpus(1, 20, 1, max_words=20).validation
+    scores = tree_scores(model, gold, others)
     for name in CONVENTIONS:
         assert scores[f'f1_{name}'] == corpus_f1(parse(model, words, 1, 'forget', 'unbiased'), gold, name)
-    assert scores['f1_words'] == corpus_f1(parse(WordDistances(model, words), words, 1), gold)
+    assert scores['f1_words'] == corpus_f1(parse(WordDistances(model, others), words, 1), gold)
     assert len(scores['parsers']) == 2*2*2*len(CONVENTIONS)
-    with pytest.raises(ValueError, match='layer=3'): tree_scores(model, gold, layer=3)
+    with pytest.raises(ValueError, match='layer=3'): tree_scores(model, gold, others, layer=3)
 
 SMALL = dict(embedding=12, hidden=12, chunk_size=2, batch_size=6, length=9, steps=10, eval_every=5, sentences=1000,
              rounds=1, trees=6)
@@ -132,16 +159,37 @@ def test_a_search_with_trees(tmp_path, encoder):
     assert do() == rows and all(0 <= r['f1_kim'] <= 1 and 0 <= r['f1_words'] <= 1 for r in rows)
     assert len(finished_runs(tmp_path, plan)[0]['parsers']) == 40
 
-def test_the_trees_are_those_of_the_best_weights():
-    "Not of the last ones; and those stay in the network."
-    settings = tree_settings(**(SMALL | dict(lr=1., steps=20)))
-    make_run, train, _ = tree_parts(settings)
+def test_the_trees_are_those_of_the_best_weights(monkeypatch):
+    "Not of the last ones, which stay in the network; and of layer 2, also if there are three."
+    settings = tree_settings(**(SMALL | dict(layers=3)))
+    real = language_parts({k: v for k, v in settings.items() if k != 'trees'})
+    def train(run):
+        run.extra['best'] = dict(weights=snapshot(run.net))
+        with torch.no_grad():
+            for p in run.net.parameters(): p.uniform_(-2, 2)
+        return {}
+    monkeypatch.setattr('lotterybook.beyond_vision.tickets_and_trees.language_parts', lambda s: (real[0], train, real[2]))
+    make_run, train_and_parse, _ = tree_parts(settings)
     run = first_run(make_run, 0)
-    outcome = train(run)
-    assert outcome['stop_step'] < 20
-    with holding(run.net, run.extra['best']['weights']):
-        assert outcome['parsers'] == tree_scores(run.net, gold_trees(6))['parsers']
-    assert outcome['parsers'] != tree_scores(run.net, gold_trees(6))['parsers']
+    first, judged = snapshot(run.net), gold_and_others('small_grammar', 6)
+    outcome = train_and_parse(run)
+    assert outcome['parsers'] != tree_scores(run.net, *judged)['parsers']
+    with holding(run.net, first): best = tree_scores(run.net, *judged)
+    assert outcome == best and len(best['parsers']) == 3*2*2*5
+
+def test_other_sentences_are_others():
+    gold, others = gold_and_others('small_grammar', 200)
+    judged = {tuple(o.leaves()) for o in gold}
+    assert len(gold) == 200 and len(others) == 500
+    assert sum(tuple(o) in judged for o in others) < 20  # short sentences recur
+    assert not {id(o) for o in gold_and_others('small_grammar', 200)[0]} ^ {id(o) for o in gold}
+
+def test_the_treebank(tmp_path):
+    nltk_data = os.environ.get('LOTTERYBOOK_DATA')
+    if not nltk_data: pytest.skip('needs LOTTERYBOOK_DATA')
+    gold, others = gold_and_others('ptb', 1000)
+    assert len(gold) == 1000 and len(others) == 2000 and gold[0].leaves() != others[0]
+    with pytest.raises(ValueError, match='trees=3900: there are 3914'): gold_and_others('ptb', 3900)
 
 def test_wrong_settings():
     for wrong, says in ((dict(encoder='transformer'), 'has no distances'), (dict(trees=1), 'trees'), (dict(steps=0), 'steps'),
