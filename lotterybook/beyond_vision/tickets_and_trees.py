@@ -103,6 +103,7 @@ def gold_and_others(
     trees: int,  # gold trees: of the grammar, or the first ones of NLTK's `treebank`
 ) -> tuple[tuple['Tree', ...], tuple[list[str], ...]]:
     "Gold trees, and 500 other sentences (`ptb`: up to 2,000) without their trees."
+    checked_size(trees, 'trees', least=2)
     if data == 'small_grammar':
         return tuple(gold_trees(trees)), tuple(as_corpus(1, 500, 1, max_words=40).validation)
     every = load('treebank')
