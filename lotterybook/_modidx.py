@@ -95,6 +95,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                                          'lotterybook/beyond_vision/tickets_in_language.py'),
                                                                'lotterybook.beyond_vision.tickets_in_language._text': ( '5_beyond_vision/tickets_in_language.html#_text',
                                                                                                                         'lotterybook/beyond_vision/tickets_in_language.py'),
+                                                               'lotterybook.beyond_vision.tickets_in_language._with_changes': ( '5_beyond_vision/tickets_in_language.html#_with_changes',
+                                                                                                                                'lotterybook/beyond_vision/tickets_in_language.py'),
                                                                'lotterybook.beyond_vision.tickets_in_language.check_words': ( '5_beyond_vision/tickets_in_language.html#check_words',
                                                                                                                               'lotterybook/beyond_vision/tickets_in_language.py'),
                                                                'lotterybook.beyond_vision.tickets_in_language.language_parts': ( '5_beyond_vision/tickets_in_language.html#language_parts',

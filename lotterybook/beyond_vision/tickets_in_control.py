@@ -20,6 +20,7 @@ import warnings
 import numpy as np
 import torch
 from torch import Tensor, nn
+from .tickets_in_language import _with_changes
 from ..foundations.arguments import checked_fraction, checked_name, checked_size
 from ..foundations.checkpoints import advance_kept, training_settings
 from ..foundations.fast_steps import flushed_denormals
@@ -41,6 +42,7 @@ def actor_critic(
 ) -> Objective:                  # of `Rollout`s
     "The loss of an agent: policy, value, entropy. Mnih et al. (2016), §4."
     def objective(net, rollout):
+        "The loss of a rollout."
         logits, values = net(rollout.observations)
         log_p     = logits.log_softmax(-1)
         chosen    = log_p.gather(1, rollout.actions[:, None]).squeeze(1)
@@ -212,8 +214,7 @@ def rollouts(
         games = _Games(make, envs, run)
         try:
             for step in range(start, end):
-                rollout = games.play(unwrapped(run.net), length, gamma)
-                yield rollout
+                yield games.play(unwrapped(run.net), length, gamma)
         finally: games.close()
     return batches
 
@@ -327,22 +328,22 @@ def _indifferent(net: nn.Module, observations: Tensor) -> Tensor:
 def mask_and_weights(
     rows: list[dict],  # of one `search`, with ticket, reinit, shuffled and random
     value: str,        # a column, as 'end_return'
-) -> list[dict]:       # per round: round, remaining, mask, weights: mean, lower and upper end
+) -> list[dict]:       # per round: round, remaining; mask, weights: mean, low, high; by_seed: both
     ("How much of a ticket's lead over random subnetworks is due to its mask, and how much to its "
      "initial weights. After Vischer et al. (2021).")
     at, out = _one_search(rows), []
     for round in sorted({n for n, _, c in at if c == 'random'}):
-        seeds, effects = sorted({s for n, s, c in at if (n, c) == (round, 'random')}), []
+        seeds, by_seed = sorted({s for n, s, c in at if (n, c) == (round, 'random')}), {}
         for s in seeds:
             absent = [c for c in _FOUR if (round, s, c) not in at]
             if absent:
                 raise ValueError(f'round {round}, seed {s} has no {absent[0]}: the search must '
                                  f'have {", ".join(_FOUR)}')
             ticket, reinit, shuffled, random = (at[round, s, c][value] for c in _FOUR)
-            effects.append((reinit - (shuffled + random)/2, ticket - reinit))
-        mask, weights = (interval(o) for o in zip(*effects))
+            by_seed[s] = reinit - (shuffled + random)/2, ticket - reinit
+        mask, weights = (interval(o) for o in zip(*by_seed.values()))
         out.append(dict(round=round, remaining=at[round, seeds[0], 'ticket']['remaining'],
-                        mask=mask, weights=weights))
+                        mask=mask, weights=weights, by_seed=by_seed))
     return out
 
 def _one_search(rows: list[dict]) -> dict[tuple, dict]:
@@ -378,8 +379,8 @@ def paths(
     "How many ways lead from each input to each output, if only kept weights are crossed."
     names = [name for name in masks if name.startswith(f'{network}.')]
     if not names: raise ValueError(f'no mask of {network!r}; there are {", ".join(masks)}')
-    numbers = [[int(n) for n in re.findall(r'\d+', name)] for name in names]
-    if all(numbers): names.sort(key=lambda name: [int(n) for n in re.findall(r'\d+', name)])
+    numbers = {name: [int(n) for n in re.findall(r'\d+', name)] for name in names}
+    if all(numbers.values()): names.sort(key=numbers.get)  # a file has them by alphabet
     count = masks[names[0]].long()
     for name in names[1:]:
         if masks[name].shape[1] != len(count):
@@ -409,27 +410,21 @@ def control_settings(
     checked_name(env, AGENTS, 'environment')
     settings = dict(rounds=10, rate=.2, output_scale=.5, hidden=64, length=5, optimizer='rmsprop',
                     eval_every=500, validation=20, test=100, rewind_step=0, **AGENTS[env])
-    if unknown := changes.keys() - settings.keys():
-        raise ValueError(f'unknown setting {", ".join(sorted(unknown))}; '
-                         f'known are {", ".join(settings)}')
-    settings |= changes
     for name in ('rounds', 'hidden', 'length', 'eval_every', 'validation', 'test', 'steps', 'envs'):
-        checked_size(settings[name], name)
+        checked_size((settings | changes)[name], name)
+    settings = _with_changes(settings, changes)
     checked_name(settings['optimizer'], ('rmsprop', 'adam'), 'optimizer')
     rate = checked_fraction(settings['rate'], 'rate')
     if not isinstance(settings['decay'], bool):
         raise ValueError(f'decay={settings["decay"]!r} must be True or False')
-    for name, low, high in (('lr', 0, math.inf), ('gamma', 0, 1), ('entropy_weight', 0, math.inf),
-                            ('output_scale', 0, 1/rate)):
+    for name in ('lr', 'gamma', 'entropy_weight', 'output_scale'):
         number = settings[name]
-        if not isinstance(number, Real) or not low <= number <= high or math.isinf(number):
-            raise ValueError(f'{name}={number!r} must be a number from {low} to {high:g}')
-    if not settings['lr'] or settings['output_scale']*rate >= 1:
-        raise ValueError(f'lr={settings["lr"]} and output_scale={settings["output_scale"]}: the '
-                         'first must be above 0, the second below 1/rate')
-    if checked_size(settings['rewind_step'], 'rewind_step', least=0) >= settings['steps']:
-        raise ValueError(f'rewind_step={settings["rewind_step"]} leaves nothing to train of '
-                         f'steps={settings["steps"]}')
+        if not isinstance(number, Real) or not 0 <= number < math.inf:
+            raise ValueError(f'{name}={number!r} must be a number of at least 0')
+    for name, fits, what in (('lr', settings['lr'] > 0, 'above 0'),
+                             ('gamma', settings['gamma'] <= 1, 'at most 1'),
+                             ('output_scale', settings['output_scale']*rate < 1, 'below 1/rate')):
+        if not fits: raise ValueError(f'{name}={settings[name]!r} must be {what}')
     return dict(env=env, **settings)
 
 def control_parts(

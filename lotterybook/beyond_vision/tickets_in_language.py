@@ -170,6 +170,17 @@ _TEXTS = ('small_grammar', 'ptb', 'wikitext_2', 'brown')
 _SIZES = ('sentences', 'rounds', 'embedding', 'hidden', 'heads', 'layers', 'length', 'batch_size',
           'chunk_size', 'steps', 'eval_every')
 
+def _with_changes(settings: dict, changes: dict) -> dict:
+    "Settings of a search with some of them changed; raises ValueError for one that is not there."
+    if unknown := changes.keys() - settings.keys():
+        raise ValueError(f'unknown setting {", ".join(sorted(unknown))}; '
+                         f'known are {", ".join(settings)}')
+    settings = settings | changes
+    if checked_size(settings['rewind_step'], 'rewind_step', least=0) >= settings['steps']:
+        raise ValueError(f'rewind_step={settings["rewind_step"]} leaves nothing to train of '
+                         f'steps={settings["steps"]}')
+    return settings
+
 def language_settings(
     data: str = 'small_grammar',  # 'ptb', 'wikitext_2', 'brown'
     encoder: str = 'lstm',        # 'on_lstm', 'transformer'
@@ -184,18 +195,12 @@ def language_settings(
     settings = dict(sentences=2000, rounds=5, rate=.5, embedding=64, hidden=64, heads=4, layers=2,
                     length=35, batch_size=20, chunk_size=2, dropout=0., clip=.25, lr=3e-3,
                     steps=200, eval_every=100, rewind_step=0)
-    if unknown := changes.keys() - settings.keys():
-        raise ValueError(f'unknown setting {", ".join(sorted(unknown))}; '
-                         f'known are {", ".join(settings)}')
-    settings |= changes
-    for name in _SIZES: checked_size(settings[name], name)
+    for name in _SIZES: checked_size((settings | changes)[name], name)
+    settings = _with_changes(settings, changes)
     checked_fraction(settings['rate'], 'rate')
     checked_fraction(settings['dropout'], 'dropout', zero=True)
     for name in ('lr', 'clip'):
         if not settings[name] > 0: raise ValueError(f'{name}={settings[name]!r} must be above 0')
-    if checked_size(settings['rewind_step'], 'rewind_step', least=0) >= settings['steps']:
-        raise ValueError(f'rewind_step={settings["rewind_step"]} leaves nothing to train of '
-                         f'steps={settings["steps"]}')
     return dict(data=data, encoder=encoder, prune_embedding=prune_embedding, **settings)
 
 @lru_cache(maxsize=2)
