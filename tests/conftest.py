@@ -5,6 +5,7 @@ import pytest
 
 root = Path(__file__).resolve().parent.parent
 os.environ['TQDM_DISABLE'] = '1' # no progress bars in what the tests read
+if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS', '1') # side by side: a core each
 
 def seed():
     "PyTorch's global generator as new: a network that a test makes without a seed is the same in every run"

@@ -25,7 +25,7 @@ from ..ordered_neurons.text import UNK
 from ..ordered_neurons.word_model import LanguageModel
 if TYPE_CHECKING: from nltk import Tree
 
-# %% ../../nbs/5_beyond_vision/520_tickets_and_trees.ipynb #export-gates
+# %% ../../nbs/5_beyond_vision/520_tickets_and_trees.ipynb #export-layers
 _ROWS = ('input', 'forget', 'content', 'output', 'master forget', 'master input')
 
 def _layers_of(model: LanguageModel) -> list[tuple[str, str, int, int]]:
@@ -39,6 +39,7 @@ def _layers_of(model: LanguageModel) -> list[tuple[str, str, int, int]]:
     return [(f'encoder.layers.{l}.weight_ih_l0', f'encoder.layers.{l}.weight_hh_l0',
              layer.hidden_size, 0) for l, layer in enumerate(e.layers)]
 
+# %% ../../nbs/5_beyond_vision/520_tickets_and_trees.ipynb #export-gates
 def kept_by_gate(
     model: LanguageModel, # of ON-LSTM or LSTM layers
     masks: Masks,         # of its recurrent weights, or of some of them

@@ -72,7 +72,7 @@ def text_batches(
             start = stop
     return batches
 
-# %% ../../nbs/5_beyond_vision/500_tickets_in_language.ipynb #export-train
+# %% ../../nbs/5_beyond_vision/500_tickets_in_language.ipynb #export-check
 def check_words(
     net: nn.Module,          # with a `vocabulary`, or without
     vocabulary: Vocabulary,  # of the text
@@ -86,6 +86,7 @@ def check_words(
     raise ValueError(f'the network has other words than the text: number {k} is {names[0]} in one '
                      f'and {names[1]} in the other; give word_data the vocabulary of the network')
 
+# %% ../../nbs/5_beyond_vision/500_tickets_in_language.ipynb #export-train
 def train_words(
     run: Run,                     # trained in place, from `run.step` on
     data: WordData,               # of `word_data`; moved to where the network is
