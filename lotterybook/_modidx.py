@@ -1900,6 +1900,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                              'lotterybook/tickets/replicates.py'),
                                                 'lotterybook.tickets.replicates._StopUnwanted.reads': ( '3_tickets/replicates.html#_stopunwanted.reads',
                                                                                                         'lotterybook/tickets/replicates.py'),
+                                                'lotterybook.tickets.replicates._check_rewind_step': ( '3_tickets/replicates.html#_check_rewind_step',
+                                                                                                       'lotterybook/tickets/replicates.py'),
                                                 'lotterybook.tickets.replicates._check_scale': ( '3_tickets/replicates.html#_check_scale',
                                                                                                  'lotterybook/tickets/replicates.py'),
                                                 'lotterybook.tickets.replicates._check_tickets': ( '3_tickets/replicates.html#_check_tickets',

@@ -32,6 +32,7 @@ from ..pruning.allocation import global_
 from ..pruning.masks import full_masks
 from ..pruning.schedules import pruner
 from ..tickets.late_rewinding import rewound_to
+from ..tickets.replicates import _check_rewind_step
 
 # %% ../../nbs/5_beyond_vision/500_tickets_in_language.ipynb #export-data
 class WordData(NamedTuple):
@@ -177,9 +178,7 @@ def _with_changes(settings: dict, changes: dict) -> dict:
         raise ValueError(f'unknown setting {", ".join(sorted(unknown))}; '
                          f'known are {", ".join(settings)}')
     settings = settings | changes
-    if checked_size(settings['rewind_step'], 'rewind_step', least=0) >= settings['steps']:
-        raise ValueError(f'rewind_step={settings["rewind_step"]} leaves nothing to train of '
-                         f'steps={settings["steps"]}')
+    _check_rewind_step(settings['rewind_step'], settings['steps'])
     return settings
 
 def language_settings(

@@ -97,6 +97,11 @@ def _check_scale(scale: dict[str, float], net: str, rate: float) -> None:
             raise ValueError(f'scale of {name}: {factor} times the rate of {rate} '
                              'is not in [0, 1)')
 
+def _check_rewind_step(k: int, steps: int) -> None:
+    "Raises ValueError unless something is left to train after step k."
+    if checked_size(k, 'rewind_step', least=0) >= steps:
+        raise ValueError(f'rewind_step={k} leaves nothing to train of steps={steps}')
+
 def search_settings(
     data: str = 'digits',       # a data set that `load` knows
     net: str = 'lenet',         # a network that `build` knows; its recipe gives what is None
@@ -132,9 +137,7 @@ def search_settings(
     if not chosen['lr'] > 0: raise ValueError(f'lr={lr} must be above 0')
     for name in ('steps', 'batch_size'): checked_size(chosen[name], name)
     checked_size(eval_every, 'eval_every')
-    if checked_size(rewind_step, 'rewind_step', least=0) >= chosen['steps']:
-        raise ValueError(f'rewind_step={rewind_step} leaves nothing to train of '
-                         f'steps={chosen["steps"]}')
+    _check_rewind_step(rewind_step, chosen['steps'])
     chosen['scale'] = dict(chosen['scale'])
     return dict(data=data, net=net, rounds=rounds, **chosen, eval_every=eval_every, device=device,
                 precision=precision, rewind_step=rewind_step, compiled=compiled)
