@@ -1764,6 +1764,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'lotterybook/tickets/controls.py'),
                                               'lotterybook.tickets.controls.one_shot': ( '3_tickets/controls.html#one_shot',
                                                                                          'lotterybook/tickets/controls.py'),
+                                              'lotterybook.tickets.controls.permuted': ( '3_tickets/controls.html#permuted',
+                                                                                         'lotterybook/tickets/controls.py'),
                                               'lotterybook.tickets.controls.random_subnetwork': ( '3_tickets/controls.html#random_subnetwork',
                                                                                                   'lotterybook/tickets/controls.py'),
                                               'lotterybook.tickets.controls.reinit': ( '3_tickets/controls.html#reinit',

@@ -41,12 +41,12 @@ def test_control_rounds_that_are_none(tmp_path):
 
 def test_help_of_find_names_its_defaults(tmp_path):
     told = ' '.join(lotterybook('find', '--help', cwd=tmp_path).stdout.split())
-    digits, mnist, (*usual, other) = search_settings('digits'), search_settings('mnist'), CONDITIONS
+    digits, mnist, (*usual, other, last_one) = search_settings('digits'), search_settings('mnist'), CONDITIONS
     assert f'1); default: {mnist["rate"]}' in told
     assert f'default: {digits["steps"]:,} on digits, else as in the paper (lenet: {mnist["steps"]:,})' in told
     *nets, last = NETWORKS
     assert f'{", ".join(nets)} or {last}; default: {mnist["net"]}' in told
-    assert f'default: {",".join(usual)}; there is also {other}' in told
+    assert f'default: {",".join(usual)}; there are also {other} and {last_one}' in told
 
 def test_help_of_fetch_names_all_there_is_to_fetch(tmp_path):
     told = lotterybook('fetch', '--help', cwd=tmp_path).stdout

@@ -326,24 +326,26 @@ def _indifferent(net: nn.Module, observations: Tensor) -> Tensor:
 
 # %% ../../nbs/5_beyond_vision/510_tickets_in_control.ipynb #export-effects
 def mask_and_weights(
-    rows: list[dict],  # of one `search`, with ticket, reinit, shuffled and random
+    rows: list[dict],  # of one `search`, with ticket, permuted, reinit, shuffled and random
     value: str,        # a column, as 'end_return'
-) -> list[dict]:       # per round: round, remaining; mask, weights: mean, low, high; by_seed: both
-    ("How much of a ticket's lead over random subnetworks is due to its mask, and how much to its "
-     "initial weights. After Vischer et al. (2021).")
+) -> list[dict]:       # per round: round, remaining; mask, values, order: mean, low, high; by_seed
+    ("How much of a ticket's lead over random subnetworks is due to its mask, to the values of its "
+     "weights, and to their order. After Vischer et al. (2021), figure 1.")
     at, out = _one_search(rows), []
     for round in sorted({n for n, _, c in at if c == 'random'}):
         seeds, by_seed = sorted({s for n, s, c in at if (n, c) == (round, 'random')}), {}
         for s in seeds:
-            absent = [c for c in _FOUR if (round, s, c) not in at]
+            absent = [c for c in _FIVE if (round, s, c) not in at]
             if absent:
                 raise ValueError(f'round {round}, seed {s} has no {absent[0]}: the search must '
-                                 f'have {", ".join(_FOUR)}')
-            ticket, reinit, shuffled, random = (at[round, s, c][value] for c in _FOUR)
-            by_seed[s] = reinit - (shuffled + random)/2, ticket - reinit
-        mask, weights = (interval(o) for o in zip(*by_seed.values()))
+                                 f'have {", ".join(_FIVE)}')
+            ticket, permuted, reinit, shuffled, random = (at[round, s, c][value] for c in _FIVE)
+            by_seed[s] = dict(mask=reinit - (shuffled + random)/2, values=permuted - reinit,
+                              order=ticket - permuted)
+        parts = {part: interval([o[part] for o in by_seed.values()])
+                 for part in ('mask', 'values', 'order')}
         out.append(dict(round=round, remaining=at[round, seeds[0], 'ticket']['remaining'],
-                        mask=mask, weights=weights, by_seed=by_seed))
+                        **parts, by_seed=by_seed))
     return out
 
 def _one_search(rows: list[dict]) -> dict[tuple, dict]:
@@ -357,7 +359,7 @@ def _one_search(rows: list[dict]) -> dict[tuple, dict]:
         at[key] = row
     return at
 
-_FOUR = ('ticket', 'reinit', 'shuffled', 'random')
+_FIVE = ('ticket', 'permuted', 'reinit', 'shuffled', 'random')
 
 def unlearned(
     rows: list[dict],  # of `search`, with `learned`

@@ -94,7 +94,7 @@ def _find_arguments(parser):
     add('--precision',      str,     'NAME', 'float32 or bfloat16; default: float32')
     add('--conditions',     _names,  'LIST', 'comma-separated; default: '
                                              'ticket,reinit,shuffled,random,one_shot; '
-                                             'there is also magnitude_at_init')
+                                             'there are also magnitude_at_init and permuted')
     add('--control-rounds', _rounds, 'LIST', 'comma-separated rounds at which the controls run; '
                                              'default: all')
     add('--workers',        int,     'N',    'runs at a time; default: one per core, '
@@ -161,6 +161,7 @@ The ticket is compared with its twins, which are as small:
   random             other weights and a shuffled mask
   one_shot           pruned to this size at once, after one training
   magnitude_at_init  pruned to this size before any training
+  permuted           the ticket's mask and kept weights, in another order in each layer
 
 An interrupted search resumes when run again; a finished one does nothing.'''),
     fetch=('download data sets, or check those that are there', _fetch_arguments,

@@ -331,10 +331,10 @@ QUICK = dict(rounds=2, rate=.5, hidden=8, length=4, steps=12, eval_every=6, vali
 @pytest.mark.parametrize('changes', (dict(), dict(env='Acrobot-v1'), dict(rewind_step=4), dict(optimizer='adam', lr=3e-3)))
 def test_a_search_with_controls(tmp_path, changes):
     settings = control_settings(**(QUICK | changes))
-    plan = search_plan(2, [0], ['ticket', 'reinit', 'shuffled', 'random'], [2])
+    plan = search_plan(2, [0], ['ticket', 'permuted', 'reinit', 'shuffled', 'random'], [2])
     do = partial(search, plan=plan, out=tmp_path, parts=control_parts, workers=1, progress=False)
     rows = do(settings)
-    assert [r['condition'] for r in rows] == ['ticket']*3 + ['reinit', 'shuffled', 'random']
+    assert [r['condition'] for r in rows] == ['ticket']*3 + ['reinit', 'shuffled', 'random', 'permuted']
     assert all(isinstance(r['learned'], bool) for r in rows) and do(settings) == rows
     width, (inputs, actions) = settings['hidden'], SIZES[settings['env']]
     kept = total = 0
@@ -388,15 +388,17 @@ def rows_of(table, seeds=2, **more):
             for s in range(seeds) for c, v in table.items()]
 
 def test_effects():
-    "The step from random masks to the ticket's mask, and from other weights to the ticket's; they add up to the lead."
-    (e,) = mask_and_weights(rows_of(dict(ticket=480, reinit=460, shuffled=230, random=210)), 'end_return')
-    assert e['mask'] == (240, 240, 240) and e['weights'][0] == 20 and (e['round'], e['remaining']) == (1, .5)
-    with pytest.raises(ValueError, match='round 1, seed 0 has no reinit'):
+    "From random masks to the ticket's mask, to its values, to their order; they add up to the lead."
+    rows = rows_of(dict(ticket=480, permuted=472, reinit=460, shuffled=230, random=210))
+    (e,) = mask_and_weights(rows, 'end_return')
+    assert e['mask'] == (240, 240, 240) and (e['values'][0], e['order'][0]) == (12, 8) and (e['round'], e['remaining']) == (1, .5)
+    assert e['by_seed'] == {s: dict(mask=240, values=12, order=8) for s in range(2)}
+    with pytest.raises(ValueError, match='round 1, seed 0 has no permuted'):
         mask_and_weights(rows_of(dict(ticket=1, shuffled=1, random=1)), 'end_return')
 
 def test_rows_of_two_environments():
     "They would overwrite each other."
-    rows = rows_of(dict(ticket=480, reinit=460, shuffled=230, random=210))
+    rows = rows_of(dict(ticket=480, permuted=470, reinit=460, shuffled=230, random=210))
     for call in (partial(mask_and_weights, value='end_return'), unlearned, draw_returns):
         with pytest.raises(ValueError, match='two rows of round 1, seed 0, ticket'): call(rows + rows)
 

@@ -80,6 +80,8 @@ def test_a_control_is_what_its_row_says(name, found):
     for k, m in masks.items():
         ours, theirs = weights[k][m], ticket.theta_0[k][m]
         if row.weights == 'theta_0': assert torch.equal(ours, theirs)
+        elif row.weights == 'theta_0, permuted':
+            assert torch.equal(ours.sort().values, theirs.sort().values) and (ours != theirs).float().mean() > .8
         else: assert (ours != theirs).all() and abs(ours.std()/theirs.std() - 1) < .5
         old, (share, differ) = ticket.masks[k], (m.float().mean(),
                                                  (m ^ ticket.masks[k]).float().mean())
@@ -101,7 +103,7 @@ def test_the_same_draw_again(name, found):
     a, b = (control(name, found).state_dict() for _ in range(2))
     assert torch.equal(torch.rand(2), want) and same(a, b)
     assert not same(begins(control(name, found, round=3)), begins(control(name, found)))
-    if name in ('reinit', 'shuffled', 'random'):
+    if name in ('reinit', 'shuffled', 'random', 'permuted'):
         def as_round(round):
             return begins(CONDITIONS[name].make(found[1][2], found[0], 0, round, prune))
         assert not same(as_round(2), as_round(3))  # of the same ticket: the draw is another
@@ -173,6 +175,9 @@ def test_controls_of_a_later_start(name):
                         for o in (first, run))
         assert ours.any() and not ours[~m].any()
         assert torch.equal(ours, theirs*m) == (CONDITIONS[name].weights == 'theta_0')
+        if name == 'permuted':  # each moment has gone with its weight
+            def pairs(weights, moments): return sorted(zip(weights[m].tolist(), moments[m].tolist()))
+            assert pairs(run.net.get_parameter(k), ours) == pairs(first.net.get_parameter(k), theirs)
 
 def test_a_control_is_trained_from_its_step():
     "The library's loop goes on from step k, for ticket and control alike."
@@ -369,9 +374,9 @@ def letters_parts(settings):
 def test_a_language_model(tmp_path, one):
     "Replicates and controls of something that classifies nothing; a figure of its own measure."
     rows = searched(tmp_path, one, CONDITIONS, dict(rounds=2, steps=15), letters_parts, seeds=[0])
-    assert len(rows) == 3 + 2*5 and all(0 < o['outcome'] < 4 for o in rows)
+    assert len(rows) == 3 + 2*6 and all(0 < o['outcome'] < 4 for o in rows)
     assert all(abs(o['remaining'] - .5**o['round']) < .001 for o in rows)
-    assert len({o['outcome'] for o in rows if o['round'] == 2}) == 6
+    assert len({o['outcome'] for o in rows if o['round'] == 2}) == 7
     ax, = draw_search(rows, measures=['outcome']).axes
     assert ax.get_ylabel() == 'outcome'
     plt.close('all')
@@ -456,5 +461,5 @@ def test_the_table_is_whole():
     "Every row has a function, a look and what it is made from; the ticket alone has no function."
     for name, row in CONDITIONS.items():
         assert (row.make is None) == (name == 'ticket') and row.after in ('ticket', 'dense')
-        assert row.look.color and row.look.label and row.weights in ('theta_0', 'drawn anew')
+        assert row.look.color and row.look.label and row.weights in ('theta_0', 'theta_0, permuted', 'drawn anew')
     assert len({o.look.color for o in CONDITIONS.values()}) == len(CONDITIONS)
