@@ -76,12 +76,13 @@ def permuted(
     run.set_masks(ticket.masks)
     weights = dict(unwrapped(run.net).named_parameters())
     with torch.no_grad():
-        for name, mask in run.masks.items():
+        for name, mask in sorted(run.masks.items()):  # a file has them by alphabet
             p = weights[name]
-            order = torch.randperm(int(mask.sum()), generator=g).to(p.device)
+            order = torch.randperm(int(mask.sum()), generator=g)
             memory = run.optimizer.state.get(p, {}).values() if run.optimizer else ()
             for numbers in (p, *(m for m in memory if torch.is_tensor(m) and m.shape == p.shape)):
-                numbers[mask] = numbers[mask][order]  # at a later start its moments come along
+                here = mask.to(numbers.device)  # at a later start its moments come along
+                numbers[here] = numbers[here][order.to(numbers.device)]
     return run
 
 # %% ../../nbs/3_tickets/320_controls.ipynb #export-random

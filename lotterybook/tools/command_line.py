@@ -161,7 +161,7 @@ The ticket is compared with its twins, which are as small:
   random             other weights and a shuffled mask
   one_shot           pruned to this size at once, after one training
   magnitude_at_init  pruned to this size before any training
-  permuted           the ticket's mask and kept weights, in another order in each layer
+  permuted           the ticket's mask; its kept weights in another order in each layer
 
 An interrupted search resumes when run again; a finished one does nothing.'''),
     fetch=('download data sets, or check those that are there', _fetch_arguments,

@@ -1,7 +1,9 @@
 "Controls keep and change what they say; searches of many seeds, of any parts."
 import json, math
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import product
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest, torch
@@ -22,12 +24,13 @@ from lotterybook.pruning.masks import full_masks, kept, remaining
 from lotterybook.pruning.schedules import cubic, pruner
 from lotterybook.pruning.scores import random_scores
 from lotterybook.tickets import replicates
-from lotterybook.tickets.controls import CONDITIONS, Condition, control_run, shuffled_masks
+from lotterybook.tickets.controls import CONDITIONS, Condition, control_run, permuted, shuffled_masks
 from lotterybook.tickets.iterative import find_ticket
 from lotterybook.tickets.replicates import (
     draw_search, finished_runs, run_one, runs_before, search, search_plan, search_settings,
     table_row)
 from lotterybook.tickets.rounds import first_run, trained
+from lotterybook.tickets.ticket_files import Ticket
 torch.set_num_threads(1)
 matplotlib.use('Agg')
 
@@ -160,6 +163,40 @@ def test_every_order_is_as_likely():
         places.append(mask.flatten().tolist().index(True))
     assert all(60 < places.count(place) < 140 for place in range(3))
     assert one['w'].tolist() == [[True, False, False]]
+
+def numbered(seed):
+    "Two layers of the same numbers, their names not by alphabet; Adam's moments tell which number they are of."
+    net = nn.Sequential(OrderedDict(b=nn.Linear(9, 4), a=nn.Linear(9, 4)))
+    with torch.no_grad():
+        for p in net.parameters(): p.copy_(torch.arange(1., p.numel() + 1).view_as(p))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.)
+    for p in net.parameters(): p.grad = p.detach().clone()
+    optimizer.step()
+    return Run(nn.DataParallel(net), optimizer, full_masks(net), seed)
+
+def ticket_of_numbers(kept, names=('b.weight', 'a.weight')):
+    mask = (torch.arange(36) % (36//kept) == 0).view(4, 9)
+    return Ticket(snapshot(numbered(0).net), {k: mask.clone() for k in names})
+
+def test_orders_of_permuted():
+    "One for each seed, round and layer; all moments go along; a ticket from a file, by alphabet, has the same."
+    seen = set()
+    for seed, round in product(range(2), (1, 2)):
+        run  = permuted(ticket_of_numbers(12), numbered, seed, round)
+        file = permuted(ticket_of_numbers(12, ('a.weight', 'b.weight')), numbered, seed, round)
+        for k, m in run.masks.items():
+            p = run.net.module.get_parameter(k)
+            seen.add(tuple(p[m].tolist()))
+            assert torch.equal(p, file.net.module.get_parameter(k))
+            for moment, want in (('exp_avg', .1*p), ('exp_avg_sq', .001*p**2)):
+                torch.testing.assert_close(run.optimizer.state[p][moment], want)
+    assert len(seen) == 8
+
+def test_every_order_of_permuted_is_as_likely():
+    "Of three weights: each of the six orders a sixth of the time."
+    def order(round): return tuple(permuted(ticket_of_numbers(3), numbered, 0, round).net.module.a.weight[ticket_of_numbers(3).masks['a.weight']].tolist())
+    found = [order(round) for round in range(300)]
+    assert len(set(found)) == 6 and all(25 < found.count(o) < 80 for o in set(found))
 
 # --- rewinding to step k
 
