@@ -22,10 +22,8 @@ def wheel(tmp_path_factory):
     assert len(list(dist.glob('*.tar.gz'))) == 1
     return next(dist.glob('*.whl'))
 
-@pytest.fixture(scope='module')
-def empty(wheel, tmp_path_factory):
-    "The folder of an environment that holds the wheel and nothing else"
-    folder = tmp_path_factory.mktemp('empty')
+def environment(folder, wheel):
+    "A virtual environment in this folder, with the wheel and nothing else"
     venv.create(folder, with_pip=False)
     python = folder/'bin'/'python'
     done = command(sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-deps', '--no-index', wheel)
@@ -33,11 +31,15 @@ def empty(wheel, tmp_path_factory):
     return folder
 
 @pytest.fixture(scope='module')
-def furnished(empty):
-    "The same, once it also sees the installed dependencies; a path in a .pth file brings no editable install along"
-    site = next((empty/'lib').glob('python*/site-packages'))
+def empty(wheel, tmp_path_factory): return environment(tmp_path_factory.mktemp('empty'), wheel)
+
+@pytest.fixture(scope='module')
+def furnished(wheel, tmp_path_factory):
+    "One that also sees the installed dependencies; a path in a .pth file brings no editable install along"
+    folder = environment(tmp_path_factory.mktemp('furnished'), wheel)
+    site = next((folder/'lib').glob('python*/site-packages'))
     (site/'dependencies.pth').write_text(sysconfig.get_path('purelib') + '\n' + sysconfig.get_path('platlib') + '\n')
-    return empty
+    return folder
 
 def test_wheel_holds_the_book(wheel):
     names = zipfile.ZipFile(wheel).namelist()
