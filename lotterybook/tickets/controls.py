@@ -15,7 +15,7 @@ from torch import Generator
 from ..foundations.arguments import checked_size
 from ..foundations.plots import METHODS, Method
 from ..foundations.randomness import random_stream, rng
-from ..foundations.running import Masks, Run, unwrapped
+from ..foundations.running import Masks, Run, optimizer_memory, unwrapped
 from .rewinding import rewind, snapshot
 from .rounds import first_run
 from .ticket_files import Ticket
@@ -51,6 +51,10 @@ def shuffled_masks(
     def other(m): return m.flatten()[torch.randperm(m.numel(), generator=generator)].view(m.shape)
     return {name: other(mask) for name, mask in masks.items()}
 
+def _by_name(masks: Masks) -> Masks:
+    "As a ticket's file has them, so that a ticket from a file gets the same random orders."
+    return dict(sorted(masks.items()))
+
 def shuffled(
     ticket: Ticket,                  # number kept in each layer
     make_run: Callable[[int], Run],  # as in the search
@@ -60,7 +64,7 @@ def shuffled(
 ) -> Run:                            # to be trained
     "Same weights, mask shuffled within each layer. Zhou et al. (2019)."
     run = first_run(make_run, seed)
-    run.set_masks(shuffled_masks(ticket.masks, rng(seed, 'shuffled', round)))
+    run.set_masks(shuffled_masks(_by_name(ticket.masks), rng(seed, 'shuffled', round)))
     return run
 
 # %% ../../nbs/3_tickets/320_controls.ipynb #export-permuted
@@ -76,11 +80,10 @@ def permuted(
     run.set_masks(ticket.masks)
     weights = dict(unwrapped(run.net).named_parameters())
     with torch.no_grad():
-        for name, mask in sorted(run.masks.items()):  # a file has them by alphabet
+        for name, mask in _by_name(run.masks).items():
             p = weights[name]
             order = torch.randperm(int(mask.sum()), generator=g)
-            memory = run.optimizer.state.get(p, {}).values() if run.optimizer else ()
-            for numbers in (p, *(m for m in memory if torch.is_tensor(m) and m.shape == p.shape)):
+            for numbers in (p, *(optimizer_memory(run.optimizer, p) if run.optimizer else ())):
                 here = mask.to(numbers.device)  # at a later start its moments come along
                 numbers[here] = numbers[here][order.to(numbers.device)]
     return run
@@ -95,7 +98,7 @@ def random_subnetwork(
 ) -> Run:                            # to be trained
     "Another mask and other weights, both at random. Frankle & Carbin (2019), figure 1."
     run = _new_weights(ticket, make_run, seed, 'random', round)
-    run.set_masks(shuffled_masks(ticket.masks, rng(seed, 'random mask', round)))
+    run.set_masks(shuffled_masks(_by_name(ticket.masks), rng(seed, 'random mask', round)))
     return run
 
 # %% ../../nbs/3_tickets/320_controls.ipynb #export-at-once

@@ -174,6 +174,10 @@ def numbered(seed):
     optimizer.step()
     return Run(nn.DataParallel(net), optimizer, full_masks(net), seed)
 
+def drawn(seed):
+    net = nn.Sequential(OrderedDict(b=nn.Linear(9, 4), a=nn.Linear(9, 4)))
+    return Run(net, masks=full_masks(net), seed=seed)
+
 def ticket_of_numbers(kept, names=('b.weight', 'a.weight')):
     mask = (torch.arange(36) % (36//kept) == 0).view(4, 9)
     return Ticket(snapshot(numbered(0).net), {k: mask.clone() for k in names})
@@ -191,6 +195,14 @@ def test_orders_of_permuted():
             for moment, want in (('exp_avg', .1*p), ('exp_avg_sq', .001*p**2)):
                 torch.testing.assert_close(run.optimizer.state[p][moment], want)
     assert len(seen) == 8
+
+@pytest.mark.parametrize('name', ['shuffled', 'random'])
+def test_masks_of_a_ticket_from_a_file(name):
+    "A ticket from a file, by alphabet, gets the random masks of the same ticket in memory."
+    one, file = (CONDITIONS[name].make(ticket_of_numbers(12, names), drawn, 0, 1).masks
+                 for names in (('b.weight', 'a.weight'), ('a.weight', 'b.weight')))
+    assert not one['a.weight'].equal(one['b.weight'])
+    for k in one: assert one[k].equal(file[k])
 
 def test_every_order_of_permuted_is_as_likely():
     "Of three weights: each of the six orders a sixth of the time."
