@@ -172,7 +172,7 @@ def step_schedule(
 _ADAM = dict(optimizer='adam', batch_size=60, rate=.2, allocation='per_layer')
 _SGD  = dict(optimizer='sgd', batch_size=128, lr=.1, weight_decay=1e-4, milestones=(.5, .75),
              augment=True, rate=.2, scale={}, allocation='global')
-_FC   = {'output.weight': .5}                # half the rate, as in every network of the paper
+_FC   = {'output.weight': .5}                # half the rate, as in the paper's LeNet and Conv
 RECIPES: dict[str, dict] = {                 # as reported; Frankle & Carbin (2019), figure 2
     'lenet':         _ADAM | dict(steps=50_000, lr=1.2e-3, scale=_FC),
     'batchnorm_mlp': _ADAM | dict(steps=50_000, lr=1.2e-3, scale=_FC),

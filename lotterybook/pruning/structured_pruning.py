@@ -153,6 +153,9 @@ def _by_parameter(net: nn.Module, masks: Masks) -> Masks:
             if mask.dim() == 1 and len(mask) != weight.shape[axis]:
                 raise ValueError(f'mask {name!r} has {len(mask)} entries, '
                                  f'its layer {weight.shape[axis]} channels')
+            if mask.dim() == 1 < weight.dim() and own.split('.')[-1] != 'weight':  # of an LSTM
+                raise ValueError(f'mask {name!r}: {own.rpartition(".")[2]!r} computes several '
+                                 'channels together, and none can be removed alone')
             if mask.dim() == 1:
                 mask_own = mask.view([-1 if i == axis else 1 for i in range(weight.dim())])
                 mask_own = mask_own.to(weight.device).expand_as(weight)

@@ -238,6 +238,18 @@ def test_grouped_is_refused(layer):
             remove_channels(net, masks, image)
     assert channel_groups(net, image) == {}
 
+def test_channels_of_an_lstm_are_refused():
+    "One entry a channel asks for removal; a mask of single weights stays a mask."
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.l, self.output = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 2)
+        def forward(self, x): return self.output(self.l(x)[0][:, -1])
+    net, x = Last(), torch.randn(2, 3, 4)
+    with pytest.raises(ValueError, match="'weight_ih_l0' computes several channels together"): remove_channels(net, {'l.weight_ih_l0': but(32, 0)}, x)
+    single = but(32, 0)[:, None].expand(32, 4)
+    assert torch.equal(remove_channels(net, {'l.weight_ih_l0': single}, x).l.weight_ih_l0[0], torch.zeros(4))
+
 @pytest.mark.parametrize('norm', [nn.LayerNorm(8), nn.GroupNorm(2, 8)], ids=str)
 def test_norms_over_channels_are_refused(norm):
     net = nn.Sequential(nn.Linear(4, 8), norm, nn.ReLU(), nn.Linear(8, 3))
