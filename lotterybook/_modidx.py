@@ -1756,8 +1756,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'lotterybook/sparse_training/synflow.py')},
             'lotterybook.tickets.controls': { 'lotterybook.tickets.controls.Condition': ( '3_tickets/controls.html#condition',
                                                                                           'lotterybook/tickets/controls.py'),
-                                              'lotterybook.tickets.controls._by_name': ( '3_tickets/controls.html#_by_name',
-                                                                                         'lotterybook/tickets/controls.py'),
                                               'lotterybook.tickets.controls._new_weights': ( '3_tickets/controls.html#_new_weights',
                                                                                              'lotterybook/tickets/controls.py'),
                                               'lotterybook.tickets.controls._pruned_at_once': ( '3_tickets/controls.html#_pruned_at_once',

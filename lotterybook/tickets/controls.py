@@ -49,11 +49,7 @@ def shuffled_masks(
 ) -> Masks:                # as many kept in each layer
     "Each layer's mask in another order."
     def other(m): return m.flatten()[torch.randperm(m.numel(), generator=generator)].view(m.shape)
-    return {name: other(mask) for name, mask in masks.items()}
-
-def _by_name(masks: Masks) -> Masks:
-    "As a ticket's file has them, so that a ticket from a file gets the same random orders."
-    return dict(sorted(masks.items()))
+    return {name: other(mask) for name, mask in sorted(masks.items())}  # as in a ticket's file
 
 def shuffled(
     ticket: Ticket,                  # number kept in each layer
@@ -64,7 +60,7 @@ def shuffled(
 ) -> Run:                            # to be trained
     "Same weights, mask shuffled within each layer. Zhou et al. (2019)."
     run = first_run(make_run, seed)
-    run.set_masks(shuffled_masks(_by_name(ticket.masks), rng(seed, 'shuffled', round)))
+    run.set_masks(shuffled_masks(ticket.masks, rng(seed, 'shuffled', round)))
     return run
 
 # %% ../../nbs/3_tickets/320_controls.ipynb #export-permuted
@@ -80,7 +76,7 @@ def permuted(
     run.set_masks(ticket.masks)
     weights = dict(unwrapped(run.net).named_parameters())
     with torch.no_grad():
-        for name, mask in _by_name(run.masks).items():
+        for name, mask in sorted(run.masks.items()):  # by alphabet, too
             p = weights[name]
             order = torch.randperm(int(mask.sum()), generator=g)
             for numbers in (p, *(optimizer_memory(run.optimizer, p) if run.optimizer else ())):
@@ -98,7 +94,7 @@ def random_subnetwork(
 ) -> Run:                            # to be trained
     "Another mask and other weights, both at random. Frankle & Carbin (2019), figure 1."
     run = _new_weights(ticket, make_run, seed, 'random', round)
-    run.set_masks(shuffled_masks(_by_name(ticket.masks), rng(seed, 'random mask', round)))
+    run.set_masks(shuffled_masks(ticket.masks, rng(seed, 'random mask', round)))
     return run
 
 # %% ../../nbs/3_tickets/320_controls.ipynb #export-at-once
