@@ -270,7 +270,7 @@ def _warn_if_no_better(run: Run, corpus: Corpus | GoldCorpus, vocabulary: Vocabu
         warnings.warn(f'the best validation loss, {loss:.2f} nats a word, is above that of '
                       f'{" and ".join(better)}: a guess that reads no words does better. '
                       f'There were {run.step} steps: try more epochs, a smaller batch_size and '
-                      "length, or a smaller learning_rate; the preset 'tiny' is for a few hundred "
+                      "length, or another learning_rate; the preset 'tiny' is for a few hundred "
                       'sentences', NotLearned, stacklevel=3)
 
 # %% ../../nbs/1_ordered_neurons/150_language_model.ipynb #export-run
