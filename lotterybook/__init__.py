@@ -5,9 +5,9 @@ A ticket: a small network inside yours that learns as well, found with your own 
     def train_it(run):
         with keep_pruned(run.net, run.masks): your_loop(run.net)
     tickets = find_ticket(make_run, train_it, rounds=5)       # one Ticket a round
-    save_ticket, load_ticket, rewind                          # what becomes of it
-    save_compact, load_compact                                # a small file (page 380)
-    pruner(.2, magnitude, per_layer)              # other ways to prune; global_, snip, synflow
+    save_ticket, load_ticket, rewind; control_run, trained, decide  # kept; a finding? (page 320)
+    save_compact, without_dead_units, remove_channels, to_csr # small files, fast networks (380)
+    pruner(.2, magnitude, per_layer)              # other ways to prune; global_, snip, rate_for
     prune_and_retrain(Run(net), ...)                          # a network already trained (page 350)
     train, train_run, evaluate, load('digits'), lenet(64)     # a classifier, if you have none
 
@@ -31,8 +31,11 @@ __version__ = '0.2.0'
 __getattr__, __dir__ = _front_doors(__name__, {
     'tickets.iterative': 'find_ticket',
     'tickets.ticket_files': 'Ticket save_ticket load_ticket ticket_to_torch ticket_from_torch',
-    'tickets.small_fast_file': 'save_compact load_compact',
+    'tickets.small_fast_file': 'save_compact load_compact without_dead_units to_csr',
     'tickets.rewinding': 'rewind',
+    'tickets.late_rewinding': 'rewound_to',
+    'tickets.controls': 'control_run',
+    'tickets.rounds': 'trained',
     'tickets.retraining': 'prune_and_retrain',
     'tickets.early_bird': 'EarlyBird',
     'pruning.masks': 'prunable full_masks masks_from_zeros masks_from_state_dict apply_masks '
@@ -46,11 +49,14 @@ __getattr__, __dir__ = _front_doors(__name__, {
     'sparse_training.sparse_steps': 'train_sparse',
     'sparse_training.sparse_convolutions': 'sparse_run',
     'pruning.allocation': 'per_layer global_',
-    'pruning.schedules': 'pruner',
+    'pruning.schedules': 'pruner rate_for',
+    'pruning.structured_pruning': 'remove_channels choose_channels',
     'pruning.masked_training': 'keep_pruned',
     'foundations.running': 'Run Hook advance',
     'foundations.fast_steps': 'FusedAdam',
-    'foundations.training': 'train train_run evaluate',
+    'foundations.training': 'train train_run evaluate batch_order',
+    'foundations.results': 'paired_interval',
+    'foundations.claims': 'decide',
     'foundations.data': 'load from_tensors from_dataset',
     'foundations.language_data': 'corpus_from_files corpus_from_lines',
     'foundations.networks': 'lenet',

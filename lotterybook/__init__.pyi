@@ -5,8 +5,12 @@ from .tickets.ticket_files import (
     Ticket as Ticket, save_ticket as save_ticket, load_ticket as load_ticket,
     ticket_to_torch as ticket_to_torch, ticket_from_torch as ticket_from_torch)
 from .tickets.small_fast_file import (
-    save_compact as save_compact, load_compact as load_compact)
+    save_compact as save_compact, load_compact as load_compact,
+    without_dead_units as without_dead_units, to_csr as to_csr)
 from .tickets.rewinding import rewind as rewind
+from .tickets.late_rewinding import rewound_to as rewound_to
+from .tickets.controls import control_run as control_run
+from .tickets.rounds import trained as trained
 from .tickets.retraining import prune_and_retrain as prune_and_retrain
 from .tickets.early_bird import EarlyBird as EarlyBird
 from .pruning.masks import (
@@ -23,11 +27,16 @@ from .sparse_training.rigl import RigL as RigL, GradualPruning as GradualPruning
 from .sparse_training.sparse_steps import train_sparse as train_sparse
 from .sparse_training.sparse_convolutions import sparse_run as sparse_run
 from .pruning.allocation import per_layer as per_layer, global_ as global_
-from .pruning.schedules import pruner as pruner
+from .pruning.schedules import pruner as pruner, rate_for as rate_for
+from .pruning.structured_pruning import (
+    remove_channels as remove_channels, choose_channels as choose_channels)
 from .pruning.masked_training import keep_pruned as keep_pruned
 from .foundations.running import Run as Run, Hook as Hook, advance as advance
 from .foundations.fast_steps import FusedAdam as FusedAdam
-from .foundations.training import train as train, train_run as train_run, evaluate as evaluate
+from .foundations.training import (
+    train as train, train_run as train_run, evaluate as evaluate, batch_order as batch_order)
+from .foundations.results import paired_interval as paired_interval
+from .foundations.claims import decide as decide
 from .foundations.data import (
     load as load, from_tensors as from_tensors, from_dataset as from_dataset)
 from .foundations.language_data import (

@@ -7,7 +7,9 @@ __all__ = ['verdict', 'p_value', 'holm', 'compare', 'decide', 'verdict_table', '
 
 # %% ../../nbs/7_foundations/770_claims.ipynb #export-imports
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 from .arguments import checked_name, checked_size
@@ -102,6 +104,11 @@ def compare(
     a = _picked(rows, claim, '', unit)
     b = a if claim['compare'] == 'alone' else _picked(rows, claim, 'against_', unit)
     both = {u: (a[u], b[u]) for u in a if u in b}
+    if a and b and not both:
+        warnings.warn(f'no {unit} is in both groups, so nothing is compared: '
+                      f'{", ".join(map(str, a))} and {", ".join(map(str, b))}', stacklevel=3)
+    if not isinstance(claim.get('margin', 0), Real):
+        raise ValueError(f'margin={claim["margin"]!r} is not a number')
     for u, pair in both.items():
         if any(v is None or not math.isfinite(v) for v in pair):
             raise ValueError(f'{claim["value"]} of {unit} {u} is {pair[0]} against {pair[1]}')

@@ -9,6 +9,7 @@ __all__ = ['batch_order', 'example_batches', 'evaluating', 'holding', 'evaluate'
 # %% ../../nbs/7_foundations/750_training.ipynb #export-imports
 import math
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -95,6 +96,9 @@ def evaluate(
 ) -> tuple[float, float]: # mean cross-entropy in nats, accuracy in [0, 1]
     "Loss and accuracy on some examples."
     if len(x) != len(y): raise ValueError(f'{len(x)} inputs, and {len(y)} labels')
+    if y.is_floating_point():
+        raise ValueError(f'labels are {y.dtype}; evaluate counts right answers of a classifier, so '
+                         'a regression needs a measure of its own')
     if len(y) and y.min() < 0: raise ValueError(f'labels go from {y.min().item()}')
     loss = right = 0.
     with evaluating(net):
@@ -163,6 +167,13 @@ def _check_begin(run: Run, steps: int, **sizes: int) -> None:
     if not run.optimizer: raise ValueError('this run has no optimizer: write Run(net, optimizer)')
     for name, size in sizes.items(): checked_size(size, name)
 
+def _warn_of_ends(hooks: Iterable[Hook], steps: int) -> None:
+    "Warn of hooks that would go on after the training, as a schedule made for more steps."
+    for hook in hooks:
+        if (end := getattr(hook, 'end', None) or 0) > steps:
+            warnings.warn(f'{type(hook).__name__} ends at step {end}, and the training at {steps}: '
+                          f'it does not get to its end; give it end={steps} or less', stacklevel=3)
+
 def train_run(
     run: Run,                              # trained in place, from `run.step` on
     data: Splits,                          # three parts; moved to `device`
@@ -182,6 +193,8 @@ def train_run(
 ) -> dict: # stop_step, stop_accuracy, end_accuracy, train_accuracy, stop_loss (nats), history
     "Train a classifier; early stop by validation, test data last. Frankle & Carbin (2019), §2."
     _check_begin(run, steps, eval_every=eval_every, save_every=save_every)
+    hooks = list(hooks)
+    _warn_of_ends(hooks, steps)
     check_splits(data)
     device = torch.device(device or next(run.net.parameters()).device)
     data, net = data.to(device), run.net.to(device).train()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from math import prod
 from typing import Any, NamedTuple
+import warnings
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -333,6 +334,9 @@ def remove_channels(
         for name, places in group.readers.items():
             own = [i for i, number in places.items() if number in gone]
             _fold(small, name, own, constants[name], approximate)
+    if not any(cuts):
+        warnings.warn('no channel is pruned as a whole, so nothing was removed: masks of single '
+                      'weights leave channels; choose_channels chooses whole ones', stacklevel=2)
     for group, gone in zip(groups, cuts):
         root = group.found[0].dep
         if gone: graph.get_pruning_group(root.target.module, root.handler, sorted(gone)).prune()

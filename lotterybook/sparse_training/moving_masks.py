@@ -122,6 +122,8 @@ def finish_step(
     hooks: Iterable[Hook] = (),  # as `SET(...)`; the same ones in each step
 ) -> None:
     "After `backward`, in place of `optimizer.step()`: the rest of a masked step, in any loop."
+    if run.optimizer is None:
+        raise ValueError('this run has no optimizer: write Run(net, optimizer, masks)')
     hooks = list(hooks)
     _descend(run, hooks)
     run.step += 1

@@ -92,6 +92,8 @@ def prune_to(
     "Masks before training: score, cut, and score again. The network itself is not trained."
     if density != 1: checked_fraction(density, 'density')
     checked_rounds(rounds)
+    if isinstance(batches, tuple) and batches and all(isinstance(o, Tensor) for o in batches):
+        raise ValueError('batches is a single batch, not a list of batches: write [batch]')
     if rounds > 1 and iter(batches) is batches:
         raise ValueError('batches are read anew in each round: give a list')
     masks = full_masks(net) if masks is None else dict(masks)

@@ -8,14 +8,15 @@ __all__ = ['CONDITIONS', 'reinit', 'shuffled_masks', 'shuffled', 'permuted', 'ra
            'Condition', 'control_run']
 
 # %% ../../nbs/3_tickets/320_controls.ipynb #export-imports
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 import torch
 from torch import Generator
-from ..foundations.arguments import checked_size
+from ..foundations.arguments import checked_name, checked_size
 from ..foundations.plots import METHODS, Method
 from ..foundations.randomness import random_stream, rng
 from ..foundations.running import Masks, Run, optimizer_memory, unwrapped
+from ..pruning.masks import kept
 from .rewinding import rewind, snapshot
 from .rounds import first_run
 from .ticket_files import Ticket
@@ -154,17 +155,27 @@ CONDITIONS = {name: Condition(METHODS[name], *row) for name, *row in _ROWS}
 CONDITIONS['permuted'] = Condition(Method('#7F4F24', 'X', 'permuted weights'), 'theta_0, permuted',
                                    "the ticket's", 'ticket', permuted)
 
+def _check_size(run: Run, ticket: Ticket, condition: str) -> None:
+    "Raise a `ValueError` if a control has another size than its ticket, but for rounding."
+    here, there = (sum(kept(o.masks).values()) for o in (run, ticket))
+    if abs(here - there) > len(run.masks)*run.round:
+        raise ValueError(f'{condition} keeps {here:,} weights, and the ticket of round {run.round} '
+                         f'{there:,}: give control_run the prune of the search')
+
 def control_run(
     condition: str,                  # a key of `CONDITIONS` other than 'ticket'
-    tickets: Callable[[int], Ticket],# the search's ticket of a round
+    tickets: Sequence[Ticket] | Callable[[int], Ticket], # of the search; or one by its round
     make_run: Callable[[int], Run],  # as in the search
     seed: int,                       # the replicate
     round: int,                      # of pruning, at least 1
     prune: Callable[[Run], Masks],   # as in the search
-) -> Run:                            # to be trained as the ticket was
+) -> Run:                            # to be trained as the ticket was, by `trained`
     "A control of a round."
-    row = CONDITIONS[condition]
-    run = row.make(tickets(round if row.after == 'ticket' else 0), make_run, seed, round, prune)
+    row = CONDITIONS[checked_name(condition, [o for o in CONDITIONS if o != 'ticket'],
+                                  'condition')]
+    of_round = tickets if callable(tickets) else tickets.__getitem__
+    run = row.make(of_round(round if row.after == 'ticket' else 0), make_run, seed, round, prune)
     run.round = round
+    if row.after == 'dense' and not callable(tickets): _check_size(run, of_round(round), condition)
     run.net.train()
     return run

@@ -117,8 +117,14 @@ def trained(
         if not p.isfinite().all():
             raise ValueError(f'after training, {name!r} holds numbers that are not finite')
     after = unwrapped(run.net).state_dict()  # compared where it is: one copy is enough
-    if all(k in after and _same(v, after[k].cpu()) for k, v in before.items()):
+    left = [k for k, v in before.items() if k in after and _same(v, after[k].cpu())]
+    still = [k for k, mask in run.masks.items() if k in left and mask.any()]
+    if len(left) == len(before):
         warnings.warn('train(run) left run.net as it was: did it train another network, or a copy?')
+    elif still:
+        warnings.warn(f'{", ".join(still)}: not trained. Is it frozen, or not in the optimizer? '
+                      'It would be pruned by its initial values; leave it out of the masks, by '
+                      'full_masks(net, exclude=...)')
     if isinstance(outcome, dict): outcome = {k: v for k, v in outcome.items() if k != 'seconds'}
     return plain(outcome, 'what train(run) returns')
 

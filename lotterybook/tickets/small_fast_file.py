@@ -296,6 +296,10 @@ class CSRLinear(nn.Module):
         rows = x.reshape(-1, self.shape[1])
         return torch.addmm(self.bias[:, None], W, rows.T).T.view(*x.shape[:-1], self.shape[0])
 
+def _without_fused_path(module: nn.Module) -> None:
+    "Keep a transformer layer from the fused code of evaluation, which reads `linear1.weight`."
+    if isinstance(module, nn.TransformerEncoderLayer): module.activation_relu_or_gelu = 0
+
 def to_csr(
     net: nn.Module,     # stays as it is
     below: float = .1,  # layers with at most this fraction of weights that are not zero
@@ -303,9 +307,16 @@ def to_csr(
     "Compute with the kept weights only, in layers where that pays."
     if below != 1: checked_fraction(below, 'below')
     net = deepcopy(unwrapped(net)).eval()
-    for name, module in list(net.named_modules()):
-        if type(module) not in _LINEAR: continue
-        if module.weight.count_nonzero() > below*module.weight.numel(): continue
-        if not name: return CSRLinear(module)
-        net.set_submodule(name, CSRLinear(module))
+    layers = [(name, o) for name, o in net.named_modules() if type(o) in _LINEAR]
+    sparse = [(name, o) for name, o in layers
+              if o.weight.count_nonzero() <= below*o.weight.numel()]
+    if not sparse:
+        warnings.warn(f'none of the {len(layers)} linear layers has at most {below:.0%} of its '
+                      'weights: nothing was replaced', stacklevel=2)
+    for name, layer in sparse:
+        if not name: return CSRLinear(layer)
+        net.set_submodule(name, CSRLinear(layer))
+    for module in net.modules():
+        if any(isinstance(o, CSRLinear) for o in module.children()): _without_fused_path(module)
+        if isinstance(module, nn.TransformerEncoder): module.use_nested_tensor = False
     return net

@@ -97,7 +97,8 @@ def test_rows_and_claims_that_do_not_fit(rows, claim, why):
     with pytest.raises(ValueError, match=why): compare(rows, claim)
 
 def test_no_seed_has_both():
-    got, = decide([*steps, dict(seed=9, condition='late', stop=1)], [dict(earlier, condition='late')])
+    with pytest.warns(UserWarning, match='no seed is in both groups, so nothing is compared: 9 and 0, 1, 2'):
+        got, = decide([*steps, dict(seed=9, condition='late', stop=1)], [dict(earlier, condition='late')])
     assert (got['n'], got['verdict']) == (0, 'undecided')
 
 def test_the_table_of_verdicts():

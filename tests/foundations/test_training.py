@@ -1,5 +1,5 @@
 "Training a classifier: a blind test set, masks that hold, kills, schedules, validation, errors."
-import math
+import math, warnings
 from functools import partial
 from io import StringIO
 import pytest, torch
@@ -17,6 +17,8 @@ from lotterybook.foundations.running import Hook, Run, advance, seeded
 from lotterybook.foundations.training import (
     Validate, batch_order, classification, evaluate, evaluating, example_batches, holding, train,
     train_run, validation)
+from lotterybook.pruning.masks import full_masks, remaining
+from lotterybook.sparse_training.rigl import GradualPruning
 torch.set_num_threads(1)
 digits = load('digits')
 
@@ -349,6 +351,16 @@ def test_hooks_come_before_validation():
                 for p in run.net.output.parameters(): p.zero_()
     outcome = train_run(fresh_run(), digits, steps=4, eval_every=2, hooks=iter([Zero()]))
     assert [row['validation_loss'] for row in outcome['history']] == pytest.approx([math.log(10)]*2)
+
+@pytest.mark.parametrize('end, told', [(20, []), (60, ['GradualPruning ends at step 60, and the training at 20'])])
+def test_hooks_that_would_go_on(end, told):
+    "A schedule for a longer training does not prune to its density, and somebody says so."
+    run = fresh_run()
+    run.set_masks(full_masks(run.net))
+    with warnings.catch_warnings(record=True, action='always') as said:
+        train_run(run, digits, 20, hooks=iter([GradualPruning(.1, 0, end, 5)]))
+    assert [str(o.message).split(':')[0] for o in said] == told
+    assert (remaining(run.masks) < .11) == (not told)
 
 def test_rate_of_the_optimizer():
     "Without `lr` each group of weights keeps its own."

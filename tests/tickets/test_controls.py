@@ -63,6 +63,26 @@ def begins(run):
     "Weights and masks that a run begins with."
     return snapshot(run.net), run.masks
 
+# --- how it is called
+
+@pytest.mark.parametrize('name', CONTROLS)
+def test_tickets_as_a_list_or_by_round(name, found):
+    make, tickets = found
+    a, b = (control_run(name, given, make, 0, 2, prune) for given in (tickets, tickets.__getitem__))
+    assert same(begins(a), begins(b))
+
+@pytest.mark.parametrize('name', ['one_shot', 'magnitude_at_init'])
+def test_the_prune_of_another_search(name, found):
+    "Gives a control of another size: refused where the ticket is at hand."
+    make, tickets = found
+    with pytest.raises(ValueError, match=f'{name} keeps .* weights, and the ticket of round 2 .*: give control_run'):
+        control_run(name, tickets, make, 0, 2, pruner(.2))
+
+@pytest.mark.parametrize('name', ['ticket', 'shuffle', 5])
+def test_no_such_condition(name, found):
+    make, tickets = found
+    with pytest.raises(ValueError, match=f'unknown condition {name!r}'): control_run(name, tickets, make, 0, 2, prune)
+
 # --- what each keeps, and what it changes
 
 @pytest.mark.parametrize('name', CONTROLS)

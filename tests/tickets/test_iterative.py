@@ -817,6 +817,20 @@ def test_a_network_that_was_not_trained(train):
         find_ticket(make_run, train, rounds=2, progress=False)
     assert len(said) == 3
 
+def test_a_layer_that_was_not_trained():
+    "Named in each round; not if it is pruned away, and not if it has no mask."
+    def head_only(run):
+        stranger(run, optimizer=lambda params: torch.optim.SGD(run.net[3].parameters(), lr=.1))
+    with pytest.warns(UserWarning, match='^1.weight: not trained. Is it frozen') as said:
+        find_ticket(make_run, head_only, rounds=2, progress=False)
+    assert len(said) == 3
+    def without(seed):
+        net = mlp()
+        return Run(net, masks=full_masks(net, exclude='1.*'))
+    with warnings.catch_warnings(record=True, action='always') as said:
+        find_ticket(without, head_only, rounds=1, progress=False)
+    assert not any('not trained' in str(o.message) for o in said)
+
 @pytest.mark.parametrize('name', ['round', 'epochs', 'rates'])
 def test_an_argument_that_never_was(name):
     with pytest.raises(TypeError, match=f"find_ticket has no argument '{name}'"):

@@ -361,6 +361,25 @@ def test_csr_linear(shape, p):
     torch.testing.assert_close(CSRLinear(no_bias)(torch.eye(4)), no_bias(torch.eye(4)))
 
 @mkl
+@pytest.mark.parametrize('padded', [False, True])
+def test_csr_in_a_transformer(padded):
+    "Its fused code of evaluation would read a weight that is not there."
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    net   = nn.TransformerEncoder(layer, 2).eval()
+    masks = random_masks(net, .05)
+    apply_masks(net, masks)
+    sparse, x = to_csr(net), torch.rand(3, 5, 16)
+    hide = torch.tensor([[False]*5, [False]*3 + [True]*2, [False]*4 + [True]]) if padded else None
+    assert sum(isinstance(o, CSRLinear) for o in sparse.modules()) == 4  # attention's matrices stay
+    with torch.no_grad():
+        here, there = (o(x, src_key_padding_mask=hide) for o in (net, sparse))
+    seen = ~hide if padded else torch.ones(3, 5, dtype=torch.bool)
+    torch.testing.assert_close(here[seen], there[seen])
+
+def test_nothing_to_replace():
+    with pytest.warns(UserWarning, match='none of the 2 linear layers has at most 10% of its weights'):
+        to_csr(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)))
+
 def test_to_csr():
     "Thin layers only; the network stays; a copy, a double and a state_dict work as of any module."
     net = lenet(64, seed=0)
