@@ -19,7 +19,7 @@ Ordered neurons: an LSTM whose gates show phrases (pages 110, 130)
     model = fit_lm(corpus_from_lines(lines), 'tiny', min_count=2).model  # your text (page 150)
     parse(model, [['a', 'dog', 'barks']])                     # its trees (with nltk); word_gates
 
-Many runs: sweep(run, configs, folder) does each once; find() is `lotterybook find` of the shell.
+Many runs: sweep, search (tickets and controls), compare (methods, yours too), find; then decide.
 Each name is in `lotterybook`; dir(lotterybook) lists them, help(lotterybook.find_ticket) explains
 the parameters of one. `lotterybook --help` shows the commands, README.md all pages.
 """
@@ -35,6 +35,7 @@ __getattr__, __dir__ = _front_doors(__name__, {
     'tickets.rewinding': 'rewind',
     'tickets.late_rewinding': 'rewound_to',
     'tickets.controls': 'control_run',
+    'tickets.replicates': 'search search_settings search_plan draw_search',
     'tickets.rounds': 'trained',
     'tickets.retraining': 'prune_and_retrain',
     'tickets.early_bird': 'EarlyBird',
@@ -55,7 +56,7 @@ __getattr__, __dir__ = _front_doors(__name__, {
     'foundations.running': 'Run Hook advance',
     'foundations.fast_steps': 'FusedAdam',
     'foundations.training': 'train train_run evaluate batch_order',
-    'foundations.results': 'paired_interval',
+    'foundations.results': 'paired_interval read_rows',
     'foundations.claims': 'decide',
     'foundations.data': 'load from_tensors from_dataset',
     'foundations.language_data': 'corpus_from_files corpus_from_lines',
@@ -68,4 +69,5 @@ __getattr__, __dir__ = _front_doors(__name__, {
     'ordered_neurons.syntactic_distance': 'parse word_gates draw_gates draw_tree draw_boxes',
     'ordered_neurons.constituency': 'corpus_f1',
     'tools.find': 'find',
+    'tools.compare': 'compare',
 })

@@ -10,6 +10,9 @@ from .tickets.small_fast_file import (
 from .tickets.rewinding import rewind as rewind
 from .tickets.late_rewinding import rewound_to as rewound_to
 from .tickets.controls import control_run as control_run
+from .tickets.replicates import (
+    search as search, search_settings as search_settings, search_plan as search_plan,
+    draw_search as draw_search)
 from .tickets.rounds import trained as trained
 from .tickets.retraining import prune_and_retrain as prune_and_retrain
 from .tickets.early_bird import EarlyBird as EarlyBird
@@ -35,7 +38,7 @@ from .foundations.running import Run as Run, Hook as Hook, advance as advance
 from .foundations.fast_steps import FusedAdam as FusedAdam
 from .foundations.training import (
     train as train, train_run as train_run, evaluate as evaluate, batch_order as batch_order)
-from .foundations.results import paired_interval as paired_interval
+from .foundations.results import paired_interval as paired_interval, read_rows as read_rows
 from .foundations.claims import decide as decide
 from .foundations.data import (
     load as load, from_tensors as from_tensors, from_dataset as from_dataset)
@@ -54,3 +57,4 @@ from .ordered_neurons.syntactic_distance import (
     draw_boxes as draw_boxes)
 from .ordered_neurons.constituency import corpus_f1 as corpus_f1
 from .tools.find import find as find
+from .tools.compare import compare as compare

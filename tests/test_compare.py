@@ -114,6 +114,22 @@ def test_cost_of_masks_that_a_hook_sets():
     train(run, hooks=[Late()])
     assert train.spent == pytest.approx(3*60*WEIGHTS*(39 + .02), rel=1e-4)
 
+def test_cost_of_hooks_that_look_at_all_gradients():
+    "A hook of one's own, too: two thirds of the passes see the kept weights only, the third all of them."
+    class Looks(Hook):
+        def on_gradient(self, run): self.seen = {name: w.grad.norm() for name, w in run.net.named_parameters()}
+    class Sometimes(Looks):
+        def whole_gradient(self, run): return run.step%4 == 0
+    def cost(*hooks):
+        train = Training(settings, 0)
+        run = train.make_run(0)
+        run.set_masks(cut_to(.02)(run))
+        train(run, hooks=hooks)
+        return train.spent/(60*WEIGHTS*40)
+    assert cost(Hook()) == pytest.approx(3*.02, rel=1e-4)
+    assert cost(Looks()) == pytest.approx(2*.02 + 1, rel=1e-4)
+    assert cost(Sometimes()) == pytest.approx(3*.02 + .98/4, rel=1e-4)
+
 def test_longer_costs_more():
     assert spent('random_uniform', factor=2.)['spent'] == pytest.approx(.2, abs=2e-4)
 
@@ -187,6 +203,12 @@ def test_bad_settings(tmp_path):
     for wrong in (dict(data='minst'), dict(net='lenett'), dict(steps=3), dict(densities=[1.5]), dict(seeds=0)):
         with pytest.raises(ValueError): compare(tmp_path/'out', ['dense'], **wrong)
     assert not (tmp_path/'out').exists()
+
+def test_a_recipe_changes_only_what_it_names():
+    "Not the optimizer, from SGD to the network's own."
+    usual, other = compare_settings()['recipe'], compare_settings(recipe=dict(lr=.05))['recipe']
+    assert usual['optimizer'] == 'sgd' and other == usual | dict(lr=.05)
+    with pytest.raises(ValueError, match='learning_rate'): compare_settings(recipe=dict(learning_rate=.05))
 
 def test_training_stops_where_it_is_told():
     train = Training(settings, 0)

@@ -249,6 +249,9 @@ class Hook:
     def reads(self, run: Run) -> bool:
         "Will `after_step` of the coming step look at weights, and not ask `run.catch_up()` first?"
         return type(self).after_step is not Hook.after_step
+    def whole_gradient(self, run: Run) -> bool:
+        "Will `on_gradient` look at gradients of pruned weights in this step? It is counted as a cost."
+        return type(self).on_gradient is not Hook.on_gradient
     def on_gradient(self, run: Run) -> None: "All gradients are there, those of pruned weights too."
     def before_step(self, run: Run) -> None: "The gradient is masked: clip it, set the rate."
     def after_step(self, run: Run) -> None: "`run.step` steps are taken: measure, or stop."

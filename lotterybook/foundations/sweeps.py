@@ -118,7 +118,11 @@ def sweep(
                              'which are not among the configurations')
         if todo and (executor is None or isinstance(executor, ProcessPoolExecutor)):
             _check_importable(run)
-        _do(run, todo, done, workers, executor, progress, note)
+        try: _do(run, todo, done, workers, executor, progress, note)
+        except KeyboardInterrupt as e:
+            e.add_note(f'{len(done)} of {len(names)} runs are done and kept in {folder}. '
+                       'The same call resumes.')
+            raise
         if lost := [str(file) for file in files.values() if not file.exists()]:
             raise FileNotFoundError(f'{lost[0]} was removed during the sweep ({len(lost)} files); '
                                     'start it again')

@@ -29,6 +29,7 @@ from ..foundations.progress import progress_bar
 from ..foundations.randomness import kept_generators, rng, seed_everything
 from ..foundations.running import Batches, Hook, Objective, Run, seeded, unwrapped
 from ..foundations.training import evaluating, holding
+from .recurrence import SAME_NUMBERS
 from .small_grammar import GoldCorpus, as_corpus
 from .text import Vocabulary, frequency_nats, in_columns, stream, windows
 from .word_model import LanguageModel, save_language_model, window_loss
@@ -184,6 +185,7 @@ def fit_lm(
     min_count: int = 1,                # rarer words become `<unk>`
     progress: bool = True,             # show a bar
     after_epoch: Callable | None = None, # `f(model, epoch)`, evaluated weights; dict for the row
+    engine: str = 'auto',              # of `ONLSTM`: the loop to use, or another cell (page 128)
     **settings: object,                # see `PRESETS`; win over it
 ) -> Fit:                              # the best model by validation, its rows, its test loss
     "Train a language model. Merity et al. (2018), Shen et al. (2019), §5.1."
@@ -193,11 +195,13 @@ def fit_lm(
                                for part in (corpus.train, corpus.validation, corpus.test))
     mark = dict(s, seed=seed, words=crc32(' '.join(vocabulary.words).encode()),
                 text=checksum([train, validation, test]))
+    if engine not in SAME_NUMBERS: mark['engine'] = engine  # another cell: another training
     train, validation, test = (in_columns(*o).to(device) for o in (
         (train, s['batch_size'], 'training'), (validation, 10, 'validation'), (test, 10, 'test')))
     per_epoch = len(windows(len(train), s['length']))
     with kept_generators(), folder_lock(folder):
-        run, file = _new_run(vocabulary, s, seed, device), folder and Path(folder)/'state.pt'
+        run  = _new_run(vocabulary, s | dict(engine=engine), seed, device)
+        file = folder and Path(folder)/'state.pt'
         if file and file.exists(): load_run(run, file, mark)
         with progress_bar(s['epochs']*per_epoch, progress, unit='window', initial=run.step) as bar:
             while len(run.rows) < s['epochs']:
@@ -216,7 +220,8 @@ def first_model(
 ) -> LanguageModel:         # in training mode, on the CPU
     "The network that `fit_lm` begins with. Seeds PyTorch's global generator."
     seed_everything(seed, 'language model')
-    return LanguageModel(vocabulary, **{k: settings[k] for k in _MODEL})
+    return LanguageModel(vocabulary, **{k: settings[k] for k in _MODEL},
+                         engine=settings.get('engine', 'auto'))
 
 def _new_run(vocabulary: Vocabulary, s: dict, seed: int, device: str) -> Run:
     "A training before its first step."

@@ -20,7 +20,7 @@ from ..foundations.language_data import tree_class
 from ..foundations.plots import OKABE_ITO
 from .master_gates import MasterGates
 from .on_lstm import ONLSTM
-from .recurrence import gate_dtype, on_lstm_step
+from .recurrence import SAME_NUMBERS, gate_dtype, on_lstm_step
 from .recurrent_dropout import drop_connect
 from .text import EOS, checked_words
 from .word_model import LanguageModel
@@ -157,6 +157,8 @@ def word_gates(
     if not isinstance(layers, ONLSTM):
         raise ValueError(f'a {type(layers).__name__} has no master gates; '
                          "give a model with encoder='on_lstm'")
+    if layers.engine not in SAME_NUMBERS:
+        raise ValueError(f'engine={layers.engine!r} may be another cell, with other gates')
     x = model.embedding[model.vocabulary.encode([EOS, *checked_words(words)])]
     for l in range(_layer(layer, layers.num_layers) + 1): x, gates = _gates(layers, l, x)
     return MasterGates(*(gate[1:] for gate in gates))

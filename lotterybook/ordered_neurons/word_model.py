@@ -19,6 +19,7 @@ from ..foundations.files import write_atomically
 from ..foundations.training import evaluating
 from .lstm import LSTMWeights, gate_distances
 from .on_lstm import ONLSTM
+from .recurrence import SAME_NUMBERS
 from .recurrent_dropout import SCALINGS, drop_connect, locked_dropout
 from .text import EOS, Vocabulary, checked_words
 
@@ -87,6 +88,7 @@ class LanguageModel(_Sentences):
         dropout_output: float = 0.,        # of the last layer's output
         weight_dropout: float = 0.,        # of recurrent weights
         weight_dropout_scaling: str = 'inverted', # or 'released', see page 124
+        engine: str = 'auto',              # of `ONLSTM`: the loop to use, or another cell
     ):
         super().__init__()
         checked_name(encoder, ('on_lstm', 'lstm'), 'encoder')
@@ -107,10 +109,12 @@ class LanguageModel(_Sentences):
         drops = dict(dropout=between, weight_dropout=weight_dropout,
                      weight_dropout_scaling=weight_dropout_scaling)
         if encoder == 'lstm':
+            if engine != 'auto':
+                raise ValueError(f'engine={engine!r} is of an on_lstm, not an lstm')
             self.encoder = LSTMStack(embedding, [*hidden, embedding], **drops)
         else:
             self.encoder = ONLSTM(embedding, [*hidden, embedding], chunk_size=chunk_size,
-                                  locked=True, **drops)
+                                  locked=True, engine=engine, **drops)
 
     def forward(
         self,
@@ -139,7 +143,9 @@ def save_language_model(
     model: LanguageModel,  # any
 ) -> Path:                 # `path`
     "Write a model with its words and settings, whole or not at all."
-    return write_atomically(path, tensor_file(model.state_dict(), settings=model.settings,
+    engine   = getattr(model.encoder, 'engine', 'auto')
+    settings = model.settings | ({} if engine in SAME_NUMBERS else dict(engine=engine))
+    return write_atomically(path, tensor_file(model.state_dict(), settings=settings,
                                               words=model.vocabulary.words))
 
 def load_language_model(

@@ -50,6 +50,11 @@ def _check(scores: dict[str, Tensor], masks: dict[str, Tensor], prune_rate: floa
         nan = scores[name].isnan()
         if nan.any() and (nan := nan & mask.to(nan.device)).any():  # of pruned weights: no harm
             raise ValueError(f'{int(nan.sum())} scores of {name!r} are NaN: did training diverge?')
+    ranked = [scores[name][mask.to(scores[name].device)] for name, mask in masks.items()]
+    ends   = {float(end) for values in ranked if values.numel() for end in values.aminmax()}
+    if len(ends) == 1:  # the lowest score is the highest
+        warnings.warn(f'all scores are {ends.pop():g}: not they, but the places of the weights '
+                      'decide', stacklevel=3)
 
 def _warn_if_gone(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, Tensor]:
     "`after`, with a warning of layers that lose their last weight."

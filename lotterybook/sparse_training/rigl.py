@@ -48,6 +48,10 @@ class RigL(MaskMover):
     ):
         super().__init__(every, end, fraction, anneal)
 
+    def whole_gradient(self, run: Run) -> bool:
+        "True in a step that is an update."
+        return self.fraction_at(run.step) > 0
+
     def on_gradient(self, run: Run) -> None:
         "An update takes the place of the step: without gradients, the optimizer moves nothing."
         if not (fraction := self.fraction_at(run.step)): return

@@ -131,7 +131,7 @@ def magnitude_at_init(
     round: int,                      # of pruning, which the size is taken from
     prune: Callable[[Run], Masks],   # as in the search
 ) -> Run:                            # to be trained
-    "Keep the weights that are largest before any training. Frankle et al. (2021)."
+    "The search's own `prune`, by scores before any training: by magnitude, Frankle et al. (2021)."
     return _pruned_at_once(dense.theta_0, dense, make_run, seed, round, prune)
 
 # %% ../../nbs/3_tickets/320_controls.ipynb #export-conditions

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from torch import nn
 from torch.optim import Optimizer
 from ..foundations.augmentation import augmented
-from ..foundations.deep_networks import RECIPES, make_optimizer, step_schedule
+from ..foundations.deep_networks import make_optimizer, recipe_of, step_schedule
 from ..foundations.fast_steps import flushed_denormals
 from ..foundations.hooks import FiniteLoss, LearningRate
 from ..foundations.randomness import rng
@@ -37,7 +37,7 @@ class Replicate:
         objective: Callable | None = None, # of a network and a batch; None: cross-entropy
     ):
         self.settings, self.seed, self.steps = settings, seed, settings['steps']
-        self.recipe = RECIPES[settings['net']] | settings.get('recipe', {})
+        self.recipe = recipe_of(settings['net'], settings.get('recipe'))
         self.device = settings.get('device', 'cpu')
         self.data   = search_data(settings['data'], seed).to(self.device)
         self.rate   = step_schedule(self.recipe['lr'], self.steps,

@@ -80,17 +80,15 @@ class Training:
 def _counter(train: Training, hooks: Iterable) -> Hook:
     "A hook that adds up what steps cost; before other hooks, which may change the masks."
     from lotterybook.foundations.running import Hook
-    from lotterybook.sparse_training.rigl import RigL
-    movers = [hook for hook in hooks if isinstance(hook, RigL)]
     class Counter(Hook):
         "The cost of a step is counted anew when the masks are others."
         writes = False
         held = cost = None
         def on_gradient(self, run: Run) -> None:
-            "The cost of this step; where RigL looks, the gradient of all weights."
+            "The cost of this step; where a hook looks there, the gradient of all weights."
             if run.held is not self.held: self.held, self.cost = run.held, train.cost(run)
             train.spent += 3*train.batch_size*self.cost
-            if any(mover.fraction_at(run.step) for mover in movers):
+            if any(hook.whole_gradient(run) for hook in hooks):
                 train.spent += train.batch_size*(train._multiply_adds(run, None) - self.cost)
     return Counter()
 
@@ -99,14 +97,16 @@ def compare_settings(
     data: str = 'digits',        # a data set that `load` knows
     net: str = 'lenet',          # a network that `build` knows
     steps: int = 500,            # T, of a final training
-    recipe: dict | None = None,  # in the place of the network's; None: SGD at 0.1, then less
+    recipe: dict | None = None,  # what differs from SGD at 0.1, a tenth at half and 3/4 of steps
 ) -> dict:                       # what all runs of a comparison have in common
     "The settings of a comparison, checked."
     from lotterybook.foundations.data import CLASSIFICATION
-    from lotterybook.foundations.deep_networks import NETWORKS
+    from lotterybook.foundations.deep_networks import NETWORKS, recipe_of
     checked_name(data, CLASSIFICATION, 'data set')
     checked_name(net, NETWORKS, 'network')
-    recipe = recipe or dict(optimizer='sgd', lr=.1, batch_size=60, milestones=[.5, .75])
+    usual  = dict(optimizer='sgd', lr=.1, batch_size=60, milestones=[.5, .75])
+    recipe = usual | (recipe or {})
+    recipe_of(net, recipe)  # an error, if it is none
     return dict(data=data, net=net, steps=checked_size(steps, 'steps', least=20), recipe=recipe)
 
 def _check_size(run: Run, density: float, name: str) -> float:
@@ -169,7 +169,7 @@ def compare(
     workers: int | None = None,         # processes, one core each; None: one per core
     progress: bool = True,              # show a bar
     quiet: bool = False,                # print no table
-    **settings: object,                 # of `compare_settings`: data, net, steps
+    **settings: object,                 # of `compare_settings`: data, net, steps, recipe
 ) -> list[dict]: # equal, method, density, seed, factor, remaining, accuracy, spent, seconds
     "Compare methods at equal final training, and at equal total cost."
     from lotterybook.foundations.results import provenance, record_rows

@@ -272,7 +272,7 @@ def run_page(
                      [] if running is None else running) as kernel:
             try: execute_notebook(page, part, values, km=kernel, kernel_name='python3',
                                   language='python', progress_bar=False,
-                                  execution_timeout=cell_timeout)
+                                  coalesce_streams=True, execution_timeout=cell_timeout)
             finally:
                 if part.exists(): _finished(part, copy)
     except PapermillExecutionError as e:

@@ -96,6 +96,13 @@ def test_one_seed_is_no_interval(claims):
 def test_rows_and_claims_that_do_not_fit(rows, claim, why):
     with pytest.raises(ValueError, match=why): compare(rows, claim)
 
+def test_a_seed_in_one_group_only():
+    "A run that failed, or is not there yet: the rest is compared, and it is said."
+    late = [dict(r, condition='late', stop=r['stop'] + 1) for r in steps if r['condition'] == earlier['condition'] and r['seed'] < 2]
+    with pytest.warns(UserWarning, match='seed 2 is in one group only'):
+        got, = decide([*steps, *late], [dict(earlier, against_condition='late')])
+    assert got['n'] == 2
+
 def test_no_seed_has_both():
     with pytest.warns(UserWarning, match='no seed is in both groups, so nothing is compared: 9 and 0, 1, 2'):
         got, = decide([*steps, dict(seed=9, condition='late', stop=1)], [dict(earlier, condition='late')])

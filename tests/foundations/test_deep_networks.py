@@ -5,7 +5,7 @@ import pytest, torch
 from sameness import same
 from lotterybook.foundations.data import load
 from lotterybook.foundations.deep_networks import (
-    NETWORKS, RECIPES, ResidualBlock, build, channels_last, conv2, conv4, conv6, conv_net, make_optimizer, resnet20, small_vgg, step_schedule,
+    NETWORKS, RECIPES, ResidualBlock, build, channels_last, conv2, conv4, conv6, conv_net, make_optimizer, recipe_of, resnet20, small_vgg, step_schedule,
     vgg, vgg16, vgg19)
 torch.set_num_threads(1)
 digits = load('digits')
@@ -81,6 +81,22 @@ def test_recipes_fit_their_networks():
         kind, group = type(make_optimizer(recipe, net)).__name__, make_optimizer(recipe, net).param_groups[0]
         assert kind == ('FusedAdam' if recipe['optimizer'] == 'adam' else 'SGD')
         assert [group['lr'], group['weight_decay']] == [recipe['lr'], recipe.get('weight_decay', 0)]
+
+@pytest.mark.parametrize('name, kind', [('adam', 'FusedAdam'), ('adamw', 'AdamW'), ('sgd', 'SGD')])
+def test_optimizers_of_a_recipe(name, kind):
+    recipe = recipe_of('lenet', dict(optimizer=name, lr=.01, weight_decay=.1))
+    made   = make_optimizer(recipe, build('lenet', load('digits'), 0))
+    group  = made.param_groups[0]
+    assert type(made).__name__ == kind and (group['lr'], group['weight_decay']) == (.01, .1)
+    assert group.get('momentum', .9) == .9
+    assert recipe['batch_size'] == RECIPES['lenet']['batch_size'] and RECIPES['lenet']['lr'] != .01
+
+@pytest.mark.parametrize('changes, why', [
+    (dict(optimiser='sgd'), 'optimiser'), (dict(optimizer='lion'), 'lion'), (dict(milestones=[.5, 20_000]), '20000')])
+def test_recipes_that_no_training_would_follow(changes, why):
+    "An entry misspelt would leave the network's own in place, silently."
+    with pytest.raises(ValueError, match=why): recipe_of('lenet', changes)
+    assert recipe_of('lenet') == RECIPES['lenet']
 
 def test_small_vgg():
     "Six convolutions, scales of 1/2, images from 4 x 4 pixels on."

@@ -321,7 +321,7 @@ def test_killed_and_resumed(tmp_path):
     until(lambda: len(finished(out)) >= n + 1)
     parent.send_signal(signal.SIGINT)
     _, said = parent.communicate(timeout=60)
-    assert parent.returncode and 'KeyboardInterrupt' in said
+    assert parent.returncode and 'KeyboardInterrupt' in said and 'runs are done and kept in' in said
     assert not any(alive(o['pid']) for o in finished(out).values())
     parent, n = start(), len(finished(out))
     until(lambda: len(finished(out)) >= n + 2)

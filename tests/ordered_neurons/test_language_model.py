@@ -4,7 +4,7 @@ import pytest, torch
 from fastcore.test import test_close as close
 from lotterybook.foundations.randomness import kept_generators, rng
 from lotterybook.foundations.running import Run
-from lotterybook.ordered_neurons import language_model
+from lotterybook.ordered_neurons import language_model, recurrence
 from lotterybook.ordered_neurons.language_model import (AverageWeights, NotLearned, averaged, begin_average, first_model, fit_lm, lm_corpus,
                                                         lm_run, lm_settings, mean_nats, stalled)
 from lotterybook.ordered_neurons.small_grammar import as_corpus
@@ -187,6 +187,16 @@ def test_interrupted_between_epochs_and_refused(tmp_path):
     upper = corpus._replace(train=loud(corpus.train), validation=loud(corpus.validation), test=loud(corpus.test))
     with pytest.raises(ValueError, match='words was'): short_fit(folder=tmp_path, text=upper)
     assert told(short_fit(1)) != told(through)                             # another seed is another training
+
+def test_another_cell_is_another_training(tmp_path, monkeypatch):
+    "Its folder is refused without it, and with it read; a loop that gives the same numbers may go on."
+    def backwards(*args, **options): return recurrence.loop(*args, **options | dict(reverse=True))
+    monkeypatch.setitem(recurrence.ENGINES, 'backwards', backwards)
+    def once(folder, engine): return fit_lm(corpus, 'small', 0, tmp_path/folder, progress=False, engine=engine, **tiny | dict(epochs=1))
+    mine, usual = once('mine', 'backwards'), once('usual', 'auto')
+    assert told(once('mine', 'backwards')) == told(mine) != told(usual) == told(once('usual', 'loop'))
+    with pytest.raises(ValueError, match='engine'): once('mine', 'auto')
+    with pytest.raises(ValueError, match='engine'): once('usual', 'backwards')
 
 def test_a_run_of_a_sweep(tmp_path):
     settings = dict(encoder='lstm', embedding=20, hidden=[20], chunk_size=1, epochs=1, batch_size=5)

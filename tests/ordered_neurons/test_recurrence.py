@@ -1,4 +1,5 @@
 "The plain loop of page 128: one step, packed and reversed runs, precisions, gradients, and the choice of an engine."
+from functools import partial
 from importlib.util import find_spec
 from types import SimpleNamespace
 import pytest, torch
@@ -130,3 +131,26 @@ def test_unknown_engine():
 def test_recur_runs_the_engine():
     x = draw(5*B, rows)
     for a, b in zip(recur('loop', x, U, h_0, c_0, None, N), loop(x, U, h_0, c_0, None, N)): assert torch.equal(a, b)
+
+# --- a cell of one's own
+
+def halved(*args):
+    "A step that writes half."
+    step = on_lstm_step(*args)
+    return step._replace(h=step.h/2)
+
+def test_a_cell_of_ones_own(monkeypatch):
+    "As the plain loop with another step; also where compiled loops are replaced, and after it is entered anew."
+    x = draw(5*B, rows)
+    monkeypatch.setitem(recurrence.ENGINES, 'mine', partial(loop, step=halved))
+    def run(x, engine): return recur(engine, x, U, h_0, c_0, None, N).output
+    close(run(x[:B], 'mine'), run(x[:B], 'loop')/2)       # of one step
+    with torch.no_grad():                                 # later steps read the halved outputs
+        h, c, outputs = h_0, c_0, []
+        for part in x.split(B):
+            h, c, *_ = halved(part, h, c, U, N)
+            outputs.append(h)
+    close(run(x, 'mine'), torch.cat(outputs))
+    close(torch.func.vmap(partial(run, engine='mine'))(x[None])[0], run(x, 'mine'))
+    monkeypatch.setitem(recurrence.ENGINES, 'mine', loop)  # nothing of the old one is kept
+    close(run(x, 'mine'), run(x, 'loop'))

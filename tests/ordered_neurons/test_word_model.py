@@ -4,8 +4,10 @@ import pytest, torch
 from fastcore.test import test_close as close
 from torch import nn
 from torch.nn import functional as F
+from lotterybook.ordered_neurons import recurrence
 from lotterybook.ordered_neurons.lstm import lstm_distances
 from lotterybook.ordered_neurons.reference import naive_on_lstm
+from lotterybook.ordered_neurons.syntactic_distance import word_gates
 from lotterybook.ordered_neurons.text import Vocabulary
 from lotterybook.ordered_neurons.word_model import (LanguageModel, LSTMStack, load_language_model, save_language_model, window_loss,
                                                     word_dropout)
@@ -140,6 +142,23 @@ def test_a_read_model_is_not_its_file(tmp_path):
     with open(tmp_path/'lstm.safetensors', 'r+b') as f: f.truncate(100)
     assert again.log_prob(sentences) == kept
 
+def test_the_file_keeps_another_cell(tmp_path, monkeypatch):
+    "Chosen when it is made, or later; a reader without it is told. An engine with the same numbers is not kept: another machine may lack it."
+    def backwards(*args, **options): return recurrence.loop(*args, **options | dict(reverse=True))
+    monkeypatch.setitem(recurrence.ENGINES, 'backwards', backwards)
+    one, other = model_of('on_lstm', engine='backwards'), model_of('on_lstm')
+    usual = other.log_prob(sentences)
+    other.encoder.engine = 'backwards'
+    for model in (one, other):
+        path = save_language_model(tmp_path/'model.safetensors', model)
+        assert load_language_model(path).log_prob(sentences) == model.log_prob(sentences) != usual
+    with pytest.raises(ValueError, match="engine='backwards' may be another cell"): word_gates(one, ['the', 'cat'])
+    with monkeypatch.context() as patch:
+        patch.delitem(recurrence.ENGINES, 'backwards')
+        with pytest.raises(ValueError, match="unknown engine 'backwards'"): load_language_model(path)
+    path = save_language_model(path, model_of('on_lstm', engine='loop'))
+    assert load_language_model(path).encoder.engine == 'auto'
+
 def test_another_file(tmp_path):
     (tmp_path/'other').write_bytes(b'not tensors')
     with pytest.raises(ValueError, match='not a safetensors file'): load_language_model(tmp_path/'other')
@@ -154,6 +173,8 @@ def test_another_file(tmp_path):
     (lambda: model_of('lstm').distances('the cat'), "not the text 'the cat'"),
     (lambda: LSTMStack(5, [7], weight_dropout_scaling='awd'), "unknown weight_dropout_scaling 'awd'"),
     (lambda: LanguageModel(words, 'gru'), "unknown encoder 'gru'"),
+    (lambda: LanguageModel(words, 'lstm', engine='loop'), "engine='loop' is of an on_lstm"),
+    (lambda: LanguageModel(words, engine='cudnn'), "unknown engine 'cudnn'"),
     (lambda: LanguageModel(Vocabulary(['a', 'b'])), 'the vocabulary has no <eos>'),
     (lambda: LanguageModel(words, dropout_input=1.5), 'dropout_input=1.5')])
 def test_refused(ask, why):

@@ -48,6 +48,16 @@ def test_allocations_are_exact_and_nested(seed, rate, allocation):
     if allocation is per_layer: assert after == {name: n - round(rate*n) for name, n in before.items()}
     else: assert sum(after.values()) == sum(before.values()) - round(rate*sum(before.values()))
 
+def test_scores_that_choose_nothing():
+    "All equal, as zeros of a score that went wrong: said, not refused."
+    masks  = dict(a=torch.tensor([True, True, True, False]), b=torch.tensor([True, True]))
+    scores = dict(a=torch.tensor([0., 0, 0, 7]), b=torch.zeros(2))
+    with pytest.warns(UserWarning, match='all scores are 0: not they, but the places'):
+        assert global_(scores, masks, .4)['a'].tolist() == [True, True, True, False]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        global_(scores | dict(b=torch.tensor([0., 1])), masks, .4)
+
 # --- keep_top
 
 def by_sorting(scores, alive, count):

@@ -247,7 +247,8 @@ def test_batches_that_end():
         prune_to(small_net(), .5, snip, loss, iter([examples()]), rounds=2)
 
 def test_equal_scores():
-    "Exact even if all scores are the same."
+    "Exact even if all scores are the same, and it is said."
     def equal(net, masks, objective=None, batches=()): return {k: torch.ones(m.shape) for k, m in masks.items()}
-    with pytest.warns(UserWarning, match='no weight in output.weight'): masks = prune_to(lenet(8), .1, equal)
+    with (pytest.warns(UserWarning, match='no weight in output.weight'), pytest.warns(UserWarning, match='all scores are 1')):
+        masks = prune_to(lenet(8), .1, equal)
     assert sum(kept(masks).values()) == round(.1*sum(m.numel() for m in masks.values()))
