@@ -2421,6 +2421,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'lotterybook/tools/pages.py'),
                                          'lotterybook.tools.pages._tell_places': ( '8_tools/pages.html#_tell_places',
                                                                                    'lotterybook/tools/pages.py'),
+                                         'lotterybook.tools.pages._whole': ('8_tools/pages.html#_whole', 'lotterybook/tools/pages.py'),
                                          'lotterybook.tools.pages._write_report': ( '8_tools/pages.html#_write_report',
                                                                                     'lotterybook/tools/pages.py'),
                                          'lotterybook.tools.pages.book_folder': ( '8_tools/pages.html#book_folder',

@@ -208,7 +208,16 @@ def test_a_recipe_changes_only_what_it_names():
     "Not the optimizer, from SGD to the network's own."
     usual, other = compare_settings()['recipe'], compare_settings(recipe=dict(lr=.05))['recipe']
     assert usual['optimizer'] == 'sgd' and other == usual | dict(lr=.05)
-    with pytest.raises(ValueError, match='learning_rate'): compare_settings(recipe=dict(learning_rate=.05))
+    assert compare_settings(recipe=dict(optimizer='adam', lr=.004))['recipe']['optimizer'] == 'adam'
+
+@pytest.mark.parametrize('recipe, why', [
+    (dict(learning_rate=.05), "'learning_rate'"), (dict(steps=40), "'steps'"), (dict(rate=.5), "'rate'"), (dict(optimizer='adam'), 'lr of adam, too')])
+def test_recipes_that_no_method_reads(recipe, why):
+    with pytest.raises(ValueError, match=why): compare_settings(recipe=recipe)
+
+def test_warmup_of_a_recipe():
+    train = Training(compare_settings(steps=40, recipe=dict(warmup=.5)), 0)
+    assert [train.rate(step) for step in (0, 19)] == pytest.approx([.1/20, .1])
 
 def test_training_stops_where_it_is_told():
     train = Training(settings, 0)

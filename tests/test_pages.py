@@ -191,6 +191,18 @@ def test_saved_outputs(book, tmp_path):
     save_outputs(good, tmp_path/'good.ipynb')
     assert source_fingerprint(good) == kept and printed(good) == ['50 0.2 quick']        # sources and tags are untouched
 
+def test_printed_text_is_saved_whole(tmp_path):
+    "A slow machine reads it in parts; what lies between two texts stays between them."
+    page, copy = toy_page(tmp_path/'100_page.ipynb', '0'), tmp_path/'copy.ipynb'
+    def printed_by(name, *lines): return dict(output_type='stream', name=name, text=list(lines))
+    shown = dict(output_type='display_data', data={'text/plain': ['a figure']}, metadata={})
+    notebook = json.loads(page.read_text())
+    notebook['cells'][-1]['outputs'] = [printed_by('stdout', 'a\n', 'b'), printed_by('stdout', 'c\n'), printed_by('stderr', 'd'), shown,
+                                        printed_by('stdout', 'e\n')]
+    copy.write_text(json.dumps(notebook))
+    save_outputs(page, copy)
+    assert page_cells(page)[-1]['outputs'] == [printed_by('stdout', 'a\n', 'bc\n'), printed_by('stderr', 'd'), shown, printed_by('stdout', 'e\n')]
+
 def test_a_run_and_its_report(book, tmp_path, capsys):
     out = tmp_path/'runs'
     assert run(['1_part'], values=dict(steps='3'), jobs=2, out=out, folder=book) == 1    # a page failed

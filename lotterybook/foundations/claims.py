@@ -108,7 +108,7 @@ def compare(
         warnings.warn(f'no {unit} is in both groups, so nothing is compared: '
                       f'{", ".join(map(str, a))} and {", ".join(map(str, b))}', stacklevel=3)
     elif a and b and (alone := a.keys() ^ b.keys()):
-        warnings.warn(f'{unit} {", ".join(map(str, sorted(alone)))} is in one group only, and left '
+        warnings.warn(f'{unit} {", ".join(str(u) for u in (*a, *b) if u in alone)} is in one group only, and left '
                       'out; if a run failed there, the rest is a choice', stacklevel=3)
     if not isinstance(claim.get('margin', 0), Real):
         raise ValueError(f'margin={claim["margin"]!r} is not a number')
@@ -140,7 +140,8 @@ def decide(
     ("The verdict on each claim, by the 95 % t interval over the units; "
      "`holm`: whether it stays when all claims count as one family.")
     checked_size(least, 'least', least=2)  # an interval needs two
-    found = [_decided(c, list(compare(rows, c, unit).values()), least) for c in claims]
+    found = []  # by a plain loop: the warnings of `compare` name the line that called us
+    for c in claims: found.append(_decided(c, list(compare(rows, c, unit).values()), least))
     return [dict(c, holm=stays) for c, stays in zip(found, holm([c['p'] for c in found]))]
 
 def verdict_table(

@@ -198,12 +198,14 @@ def recipe_of(
     changes: dict | None = None, # in the place of its entries
 ) -> dict:                       # the recipe, whole
     "The recipe of a network, with other values; an error for a name that no recipe has."
-    known = {name for recipe in RECIPES.values() for name in recipe} | {'warmup'}
+    known = {name for recipe in RECIPES.values() for name in recipe} - {'steps'} | {'warmup'}
     for name in changes or (): checked_name(name, sorted(known), 'entry of a recipe')
     recipe = RECIPES[checked_name(net, RECIPES, 'network')] | (changes or {})
     checked_name(recipe['optimizer'], OPTIMIZERS, 'optimizer')
-    if far := [share for share in recipe.get('milestones', ()) if not 0 <= share <= 1]:
-        raise ValueError(f'milestones={far} are shares of the training, from 0 to 1, not steps')
+    shares = recipe.get('milestones', ())
+    if not isinstance(shares, list | tuple) or any(not 0 <= share <= 1 for share in shares):
+        raise ValueError(f'milestones={shares!r} must be a list of shares of the training, '
+                         'from 0 to 1, not of steps')
     return recipe
 
 def make_optimizer(

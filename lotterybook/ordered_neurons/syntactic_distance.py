@@ -158,7 +158,8 @@ def word_gates(
         raise ValueError(f'a {type(layers).__name__} has no master gates; '
                          "give a model with encoder='on_lstm'")
     if layers.engine not in SAME_NUMBERS:
-        raise ValueError(f'engine={layers.engine!r} may be another cell, with other gates')
+        raise ValueError(f'engine={layers.engine!r} may be another cell, with other gates; '
+                         'model.distances(words) has its distances')
     x = model.embedding[model.vocabulary.encode([EOS, *checked_words(words)])]
     for l in range(_layer(layer, layers.num_layers) + 1): x, gates = _gates(layers, l, x)
     return MasterGates(*(gate[1:] for gate in gates))

@@ -50,9 +50,9 @@ def _check(scores: dict[str, Tensor], masks: dict[str, Tensor], prune_rate: floa
         nan = scores[name].isnan()
         if nan.any() and (nan := nan & mask.to(nan.device)).any():  # of pruned weights: no harm
             raise ValueError(f'{int(nan.sum())} scores of {name!r} are NaN: did training diverge?')
-    ranked = [scores[name][mask.to(scores[name].device)] for name, mask in masks.items()]
+    ranked = [scores[k].detach()[mask.to(scores[k].device)] for k, mask in masks.items()]
     ends   = {float(end) for values in ranked if values.numel() for end in values.aminmax()}
-    if len(ends) == 1:  # the lowest score is the highest
+    if len(ends) == 1 < sum(values.numel() for values in ranked):  # the lowest is the highest
         warnings.warn(f'all scores are {ends.pop():g}: not they, but the places of the weights '
                       'decide', stacklevel=3)
 

@@ -41,7 +41,8 @@ class Replicate:
         self.device = settings.get('device', 'cpu')
         self.data   = search_data(settings['data'], seed).to(self.device)
         self.rate   = step_schedule(self.recipe['lr'], self.steps,
-                                    self.recipe.get('milestones', ()))
+                                    self.recipe.get('milestones', ()),
+                                    self.recipe.get('warmup', 0))
         self.objective = objective or classification()
 
     def optimizer_of(self, net: nn.Module) -> Optimizer:

@@ -93,6 +93,10 @@ def _counter(train: Training, hooks: Iterable) -> Hook:
     return Counter()
 
 # %% ../../nbs/8_tools/860_compare.ipynb #export-run
+# what a recipe says about training; how and where to prune is the method's
+_TRAINING = ('optimizer', 'lr', 'batch_size', 'milestones', 'warmup', 'weight_decay', 'augment',
+             'exclude')
+
 def compare_settings(
     data: str = 'digits',        # a data set that `load` knows
     net: str = 'lenet',          # a network that `build` knows
@@ -104,9 +108,12 @@ def compare_settings(
     from lotterybook.foundations.deep_networks import NETWORKS, recipe_of
     checked_name(data, CLASSIFICATION, 'data set')
     checked_name(net, NETWORKS, 'network')
-    usual  = dict(optimizer='sgd', lr=.1, batch_size=60, milestones=[.5, .75])
-    recipe = usual | (recipe or {})
+    usual, recipe = dict(optimizer='sgd', lr=.1, batch_size=60, milestones=[.5, .75]), recipe or {}
+    for name in recipe: checked_name(name, _TRAINING, "entry of a comparison's recipe")
     recipe_of(net, recipe)  # an error, if it is none
+    if recipe.get('optimizer', 'sgd') != 'sgd' and 'lr' not in recipe:
+        raise ValueError(f'give the learning rate lr of {recipe["optimizer"]}, too: .1 is for sgd')
+    recipe = usual | recipe
     return dict(data=data, net=net, steps=checked_size(steps, 'steps', least=20), recipe=recipe)
 
 def _check_size(run: Run, density: float, name: str) -> float:

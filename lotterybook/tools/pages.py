@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 import lotterybook
 from ..foundations.files import (
@@ -272,7 +273,7 @@ def run_page(
                      [] if running is None else running) as kernel:
             try: execute_notebook(page, part, values, km=kernel, kernel_name='python3',
                                   language='python', progress_bar=False,
-                                  coalesce_streams=True, execution_timeout=cell_timeout)
+                                  execution_timeout=cell_timeout)
             finally:
                 if part.exists(): _finished(part, copy)
     except PapermillExecutionError as e:
@@ -338,6 +339,15 @@ def _tell_places(pages, results, names, since):
             if file.stat().st_mtime >= since: print(f'{what:<15} {_near(file)}')
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-save
+def _whole(outputs):
+    "Printed text that came in several parts, as one: where it is cut depends on the machine."
+    for (kind, _), parts in groupby(outputs, lambda o: (o['output_type'], o.get('name'))):
+        first, *others = parts
+        if kind == 'stream':
+            lines = ''.join(text for o in (first, *others) for text in o['text'])
+            yield first | dict(text=lines.splitlines(keepends=True))
+        else: yield from (first, *others)
+
 def save_outputs(
     page: Path, # the notebook, changed in place
     copy: Path, # its executed copy
@@ -345,7 +355,8 @@ def save_outputs(
     "Put the outputs of `copy` into `page`, cleaned as `nbdev-clean` does and without widgets."
     from fastcore.nbio import nb2str
     from nbdev.clean import clean_nb
-    outputs = {o['id']: o['outputs'] for o in page_cells(copy) if o['cell_type'] == 'code'}
+    outputs = {o['id']: list(_whole(o['outputs'])) for o in page_cells(copy)
+               if o['cell_type'] == 'code'}
     notebook = read_json(page, 'put a good copy of the page there')
     for cell in notebook['cells']:
         if cell['cell_type'] == 'code': cell['outputs'] = outputs[cell['id']]

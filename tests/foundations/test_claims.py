@@ -102,6 +102,9 @@ def test_a_seed_in_one_group_only():
     with pytest.warns(UserWarning, match='seed 2 is in one group only'):
         got, = decide([*steps, *late], [dict(earlier, against_condition='late')])
     assert got['n'] == 2
+    with pytest.warns(UserWarning, match='seed 2, new is in one group only') as told:
+        decide([*steps, *late, dict(late[0], seed='new')], [dict(earlier, against_condition='late')])
+    assert told[0].filename == __file__
 
 def test_no_seed_has_both():
     with pytest.warns(UserWarning, match='no seed is in both groups, so nothing is compared: 9 and 0, 1, 2'):

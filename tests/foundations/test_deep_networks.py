@@ -92,7 +92,8 @@ def test_optimizers_of_a_recipe(name, kind):
     assert recipe['batch_size'] == RECIPES['lenet']['batch_size'] and RECIPES['lenet']['lr'] != .01
 
 @pytest.mark.parametrize('changes, why', [
-    (dict(optimiser='sgd'), 'optimiser'), (dict(optimizer='lion'), 'lion'), (dict(milestones=[.5, 20_000]), '20000')])
+    (dict(optimiser='sgd'), 'optimiser'), (dict(optimizer='lion'), 'lion'), (dict(milestones=[.5, 20_000]), '20000'),
+    (dict(milestones=.5), 'a list of shares'), (dict(steps=100), "'steps'")])
 def test_recipes_that_no_training_would_follow(changes, why):
     "An entry misspelt would leave the network's own in place, silently."
     with pytest.raises(ValueError, match=why): recipe_of('lenet', changes)
