@@ -107,8 +107,8 @@ def compare(
     if a and b and not both:
         warnings.warn(f'no {unit} is in both groups, so nothing is compared: '
                       f'{", ".join(map(str, a))} and {", ".join(map(str, b))}', stacklevel=3)
-    elif a and b and (alone := a.keys() ^ b.keys()):
-        warnings.warn(f'{unit} {", ".join(str(u) for u in (*a, *b) if u in alone)} is in one group only, and left '
+    elif a and b and (alone := [str(u) for u in (*a, *b) if u not in both]):
+        warnings.warn(f'{unit} {", ".join(alone)} is in one group only, and left '
                       'out; if a run failed there, the rest is a choice', stacklevel=3)
     if not isinstance(claim.get('margin', 0), Real):
         raise ValueError(f'margin={claim["margin"]!r} is not a number')
