@@ -581,6 +581,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'lotterybook/foundations/results.py'),
                                                  'lotterybook.foundations.results.interval': ( '7_foundations/results.html#interval',
                                                                                                'lotterybook/foundations/results.py'),
+                                                 'lotterybook.foundations.results.join_records': ( '7_foundations/results.html#join_records',
+                                                                                                   'lotterybook/foundations/results.py'),
                                                  'lotterybook.foundations.results.load_rows': ( '7_foundations/results.html#load_rows',
                                                                                                 'lotterybook/foundations/results.py'),
                                                  'lotterybook.foundations.results.load_settings': ( '7_foundations/results.html#load_settings',

@@ -88,7 +88,7 @@ def test_a_search_whose_worker_is_killed(client, address, alone, tmp_path, monke
     assert files(out) == alone
     assert not list(out.glob('.cluster-*')) and not step_file(out).exists()
 
-def test_client_killed_then_interrupted_then_without_a_cluster(client, address, alone, tmp_path, capsys):
+def test_client_killed_then_interrupted_then_without_a_cluster(client, address, alone, tmp_path):
     "The trainings in progress end soon, and the folder is good for the next call, wherever it runs."
     out = tmp_path/'out'
     def begun(): return step_file(out).exists() and step_file(out).stat().st_size > 2
@@ -102,9 +102,9 @@ def test_client_killed_then_interrupted_then_without_a_cluster(client, address, 
     def ctrl_c(): soon(begun); os.kill(os.getpid(), signal.SIGINT)
     hand = threading.Thread(target=ctrl_c, daemon=True)
     hand.start()
-    with pytest.raises(KeyboardInterrupt): find(out, **small, scheduler=address, progress=False)
+    with pytest.raises(KeyboardInterrupt) as stopped: find(out, **small, scheduler=address, progress=False)
     hand.join()
-    assert idle() and 'The same command resumes' in capsys.readouterr().out and len(finished_runs(out)) < runs
+    assert idle() and 'The same call resumes' in stopped.value.__notes__[0] and len(finished_runs(out)) < runs
     search_here(out)
     assert files(out) == alone
 

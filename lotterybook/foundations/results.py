@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['write_rows', 'read_rows', 'device_name', 'provenance', 'result_path', 'record_rows', 'save_rows', 'load_rows',
-           'load_settings', 'interval', 'paired_interval', 'mean_interval', 'summary', 'table']
+           'load_settings', 'join_records', 'interval', 'paired_interval', 'mean_interval', 'summary', 'table']
 
 # %% ../../nbs/7_foundations/725_results.ipynb #export-imports
 import csv
@@ -182,6 +182,28 @@ def load_settings(
 ) -> dict:            # parameters, seeds, versions, device, seconds
     "Read what is recorded beside the rows."
     return read_checked_json(_found(experiment, f'{run}.json'), _REMEDY)
+
+# %% ../../nbs/7_foundations/725_results.ipynb #export-join
+def join_records(
+    experiment: str,       # the notebook's stem
+    run: str,              # of the whole, such as 'full'
+    parts: Iterable[str],  # of its parts, such as 'full_0' and 'full_1'
+) -> Path:                 # the CSV of the whole
+    "Make one record of several: their rows, and beside them where each part comes from."
+    rows, beside, last = [], [], {}  # last: the part that has a row
+    for part in list(parts):
+        beside.append(load_settings(experiment, part))
+        for row in load_rows(experiment, part):
+            if last.setdefault(repr(row), part) != part:
+                raise ValueError(f'{part} and {last[repr(row)]} both have the row {row}: '
+                                 'leave one out')
+            rows.append(row)
+    if not beside: raise ValueError('no parts to join: name those that are recorded')
+    shared = {k: v for k, v in beside[0].items() if all(o.get(k) == v for o in beside)}
+    devices = dict.fromkeys(o['device'] for o in beside)
+    about = shared | dict(seconds=sum(o.get('seconds', 0) for o in beside),
+                          device=' and '.join(devices), parts=beside)
+    return record_rows(result_path(experiment, f'{run}.csv'), rows, about)
 
 # %% ../../nbs/7_foundations/725_results.ipynb #export-interval
 def _numbers(values: Iterable[float]) -> list[float]:

@@ -261,6 +261,6 @@ def main(
         if type(e).__name__ != 'RunFailed': raise # by name: its module imports torch
         print(f"lotterybook: {' '.join(str(e).split())}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print('lotterybook: stopped', file=sys.stderr)
+    except KeyboardInterrupt as e:
+        print('\nlotterybook: stopped.', *getattr(e, '__notes__', ()), file=sys.stderr)
         return 130

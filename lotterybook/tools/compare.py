@@ -189,13 +189,9 @@ def compare(
     out   = Path(out)
     first = _plan(methods, densities, checked_size(seeds, 'seeds'))
     def swept(plan):
-        "The results of these runs; at Ctrl-C, say what is kept."
-        try:
-            return sweep(measured, plan, out/'runs', workers=workers, name=_name,
-                         progress=progress, settings=settings)
-        except KeyboardInterrupt:
-            print(f'\nInterrupted; what is done is kept in {out}. The same command resumes.')
-            raise
+        "The results of these runs."
+        return sweep(measured, plan, out/'runs', workers=workers, name=_name,
+                     progress=progress, settings=settings)
     found = swept(first)
     rows  = [dict(equal='training', **c, **r) for c, r in zip(first, found)]
     if budget:

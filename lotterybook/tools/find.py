@@ -77,10 +77,10 @@ def _search(settings: dict, plan: list[dict], out: Path, done: int, workers: int
         parts = late_parts if settings['rewind_step'] else classification_parts
         return search(settings, plan, out, announce, parts, workers=workers, progress=progress,
                       note=taken, executor=executor, retries=2 if executor else 0)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
         _write_table(out, settings)
-        print(f'\nInterrupted with {len(finished_runs(out, plan))} of {len(plan)} runs done '
-              f'and kept in {out}. The same command resumes.')
+        if stack: e.add_note(f'{len(finished_runs(out, plan))} of {len(plan)} runs are done and '
+                             f'kept in {out}. The same call resumes.')
         raise
     except RunFailed as e:
         with suppress(OSError): _write_table(out, settings)

@@ -3,7 +3,7 @@ import math
 from pathlib import Path
 import numpy as np
 import pytest
-from lotterybook.foundations.results import (interval, load_rows, load_settings, mean_interval, paired_interval, read_rows,
+from lotterybook.foundations.results import (interval, join_records, load_rows, load_settings, mean_interval, paired_interval, read_rows,
                                              result_path, save_rows, summary, table, write_rows)
 
 @pytest.fixture(autouse=True)
@@ -86,6 +86,21 @@ def test_saved_with_their_settings(here, monkeypatch):
     with pytest.raises(FileNotFoundError, match='020_results'): load_rows('020_results', 'never')
     with pytest.raises(TypeError, match='PosixPath'): save_rows(rows, '020_results', 'bad', folder=Path('x'))
     assert not result_path('020_results', 'bad.csv').exists()
+
+def test_parts_of_a_record(monkeypatch):
+    "The whole has all rows, what the parts share, and the machine of each; a row in two parts is refused and nothing is written."
+    for seed, device in enumerate(('one', 'other')):
+        monkeypatch.setattr('lotterybook.foundations.results.device_name', lambda device_, name=device: name)
+        save_rows([dict(seed=seed, a=.5)], '900_a', f'full_{seed}', seeds=[seed], steps=7, seconds=40 + seed)
+    path, whole = join_records('900_a', 'full', (f'full_{k}' for k in (0, 1))), load_settings('900_a', 'full')
+    assert read_rows(path) == load_rows('900_a', 'full') == [dict(seed=0, a=.5), dict(seed=1, a=.5)]
+    assert [whole['steps'], whole['seconds'], whole['device']] == [7, 81, 'one and other'] and 'seeds' not in whole
+    assert [(o['seeds'], o['device'], o['seconds']) for o in whole['parts']] == [([0], 'one', 40), ([1], 'other', 41)]
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="full_0 and full both have the row {'seed': 0"): join_records('900_a', 'full', ['full', 'full_0'])
+    with pytest.raises(FileNotFoundError, match='full_2'): join_records('900_a', 'full', ['full_0', 'full_2'])
+    with pytest.raises(ValueError, match='no parts to join'): join_records('900_a', 'full', [])
+    assert path.read_bytes() == before
 
 # --- intervals
 
