@@ -21,7 +21,7 @@ from ..pruning.schedules import checked_rounds, pruner
 from .rewinding import rewind
 from .rounds import (
     KeptRounds, check_takes_one, first_run, refuse_old_form, trained)
-from .ticket_files import Ticket
+from .ticket_files import Ticket, words_of
 
 # %% ../../nbs/3_tickets/310_iterative.ipynb #export-tickets
 def _pruned(run: Run, prune: Callable[[Run], Masks]) -> Masks:
@@ -60,6 +60,7 @@ def tickets(
             run.net.train().zero_grad()
             outcome = trained(run, train)
             notes   = dict(seed=run.seed, round=r, remaining=remaining(masks), outcome=outcome)
+            if words := words_of(run.net): notes['words'] = words
             masks   = {name: mask.to('cpu', copy=True) for name, mask in masks.items()}
             ticket  = Ticket(theta_0, masks, snapshot(run.net), notes)
             if kept: ticket = kept.write(ticket)

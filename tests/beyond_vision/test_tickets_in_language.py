@@ -4,7 +4,7 @@ import pytest, torch
 from sameness import same
 from torch import nn
 from lotterybook.beyond_vision.tickets_in_language import (
-    WordTransformer, check_words, language_parts, language_settings, text_batches, train_words, word_data)
+    WordTransformer, language_parts, language_settings, text_batches, train_words, word_data)
 from lotterybook.foundations.checkpoints import snapshot
 from lotterybook.foundations.fast_steps import FusedAdam
 from lotterybook.foundations.randomness import random_stream
@@ -121,15 +121,6 @@ def test_other_words():
     other = data._replace(vocabulary=Vocabulary([words[1], words[0], *words[2:]]))
     with pytest.raises(ValueError, match=f"number 0 is '{words[0]}' in one and '{words[1]}' in the other"):
         train_words(a_run(), other, steps=3)
-    more = Vocabulary([*words, 'zebra'])
-    with pytest.raises(ValueError, match=f"number {len(words)} is no word in one and 'zebra'"):
-        check_words(a_run().net, more)
-    check_words(nn.Linear(2, 2), more)              # does not say which words it has
-    check_words(torch.compile(a_run().net), data.vocabulary)
-    plain = nn.Linear(2, 2)
-    plain.vocabulary = list(words)                  # a network of one's own
-    check_words(plain, data.vocabulary)
-    with pytest.raises(ValueError, match='number 0'): check_words(plain, other.vocabulary)
 
 def test_a_lost_word_has_the_same_logit_everywhere():
     run  = a_run(include=['embedding'])

@@ -8,10 +8,14 @@ from sameness import same
 from torch.nn.utils import prune
 from lotterybook.foundations.checkpoints import snapshot
 from lotterybook.foundations.networks import batchnorm_mlp, lenet
+from lotterybook.foundations.running import Run
+from lotterybook.ordered_neurons.text import Vocabulary
 from lotterybook.pruning.masks import full_masks, kept
+from lotterybook.pruning.schedules import pruner
+from lotterybook.tickets.iterative import find_ticket
 from lotterybook.tickets.rewinding import rewind
 from lotterybook.tickets.ticket_files import (
-    Ticket, load_ticket, save_ticket, ticket_from_torch, ticket_to_torch)
+    Ticket, check_words, load_ticket, save_ticket, ticket_from_torch, ticket_to_torch, words_of)
 make  = partial(batchnorm_mlp, 64, widths=(40, 20))
 torch.manual_seed(0)
 masks = {k: torch.rand(m.shape) < .3 for k, m in full_masks(make(seed=0)).items()}
@@ -209,3 +213,39 @@ def test_pruned_by_pytorch(tmp_path):
     assert rewind(make(), taken.theta_0, taken.masks).eval()(x).equal(net.eval()(x))
     with pytest.raises(ValueError, match='not trained'): ticket_to_torch(taken, make(), trained=True)
     with pytest.raises(ValueError, match='no mask in this network'): ticket_from_torch(make())
+
+# --- words
+
+def test_words_are_kept_and_compared(tmp_path):
+    "A search keeps the vocabulary in its tickets; another one of the same size is refused, and so is resuming with it."
+    def net_for(words):
+        net = torch.nn.Linear(3, 3)
+        net.vocabulary = words
+        return net
+    def find(words, folder): return find_ticket(lambda seed: Run(net_for(words)), lambda run: 0., pruner(.5), rounds=1, folder=folder,
+                                                settings={}, progress=False)
+    tickets = find(['a', 'b', 'c'], tmp_path/'kept')
+    assert [ticket.settings['words'] for ticket in tickets] == [['a', 'b', 'c']]*2
+    file, = tmp_path.glob('kept/*round1.safetensors')
+    assert load_ticket(file, net_for(('a', 'b', 'c'))).settings['words'] == ['a', 'b', 'c']
+    load_ticket(file, torch.nn.Linear(3, 3))  # does not say which words it has
+    with pytest.raises(ValueError, match="other words than the ticket .*round1.safetensors: number 1 is 'c' in one and 'b' in the other"):
+        load_ticket(file, net_for(['a', 'c', 'b']))
+    with pytest.raises(ValueError, match='other words than the ticket'): find(['b', 'a', 'c'], tmp_path/'kept')
+    assert words_of(torch.nn.Linear(1, 1)) is None and words_of(torch.compile(net_for(['x']))) == ['x']
+    assert 'words' not in find_ticket(lambda seed: Run(torch.nn.Linear(3, 3)), lambda run: 0., pruner(.5), rounds=0, progress=False)[0].settings
+
+def test_which_word_differs():
+    "The first one is named; a network that does not say which words it has is not refused."
+    def net_for(words):
+        net = torch.nn.Linear(2, 2)
+        net.vocabulary = words
+        return net
+    words = Vocabulary.of([['to', 'be']])
+    with pytest.raises(ValueError, match=f"other words than the text: number {len(words)} is no word in one and 'zebra'"):
+        check_words(net_for(words), [*words, 'zebra'])
+    with pytest.raises(ValueError, match='number 0'): check_words(net_for(list(words)), reversed(list(words)))
+    check_words(net_for(list(words)), words)
+    check_words(net_for(words), None)
+    check_words(torch.compile(net_for(words)), words)
+    check_words(torch.nn.Linear(2, 2), ['zebra'])
