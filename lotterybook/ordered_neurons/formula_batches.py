@@ -21,7 +21,8 @@ def train_validation(
     max_operators: int,           # k, the largest number that is trained on
     every: int = 10,              # one in so many is kept for validation
 ) -> tuple[list, list]:           # pairs to train on, pairs to validate with
-    "Pairs of up to `max_operators` operators in two parts. Shen et al. (2019), `proplog.py`."
+    ("Pairs of up to `max_operators` operators in two parts. Shen et al. (2019), `proplog.py` "
+     "of an older version of their code.")
     if every < 2: raise ValueError(f'every={every} leaves nothing to train on')
     pairs = [o for k in sorted(groups) if k <= max_operators for o in groups[k]]
     if len(pairs) < every:

@@ -17,7 +17,7 @@ __all__ = ['triton_loop']
 
 # %% ../../nbs/1_ordered_neurons/145_on_lstm_on_cuda.ipynb #export-forward
 def _tanh(x):
-    "Exact near 0 as well. Lambert (1768)."
+    "Accurate near 0 as well. Lambert (1768)."
     s = x*x
     near = x*(10395 + s*(1260 + s*21))/(10395 + s*(4725 + s*(210 + s)))
     return tl.where(tl.abs(x) < .25, near, 2*tl.sigmoid(2*x) - 1)

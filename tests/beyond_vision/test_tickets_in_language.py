@@ -2,7 +2,6 @@
 from functools import partial
 import pytest, torch
 from sameness import same
-from torch import nn
 from lotterybook.beyond_vision.tickets_in_language import (
     WordTransformer, language_parts, language_settings, text_batches, train_words, word_data)
 from lotterybook.foundations.checkpoints import snapshot
