@@ -142,7 +142,7 @@ def out(found, tmp_path): return shutil.copytree(found, tmp_path/'out')
 def test_what_was_found_is_told(out, capsys):
     find(out, **again)
     said = capsys.readouterr().out
-    assert said.startswith('All 3 runs are done already') and '3 of 3 runs stopped at the last step: raise --steps' in said
+    assert said.startswith('All 3 runs are done already') and 'in 3 of 3 runs validation was best at the last step: raise --steps' in said
     dense, ticket, reinit = (r['stop_accuracy'] for r in read_rows(out/'rows.csv'))
     assert re.search(rf'\n *100.0% +1 +{100*dense:.1f}\n +80.2% +1 +{100*ticket:.1f} +{100*reinit:.1f} +{100*(ticket - reinit):+.1f} reinit\n', said), said
 
@@ -172,9 +172,9 @@ def test_summary_by_hand():
     rows = accuracies(ticket=[.90, .91, .92, .93, .94], reinit=[.88, .89, .90, .91, .92], shuffled=[.85, .99, .80, .80, .80])
     rows[3]['stop_step'] = 100
     said = _summary(rows, 100).splitlines()
-    assert said[:2] == ['Test accuracy at early stop (%), mean of the seeds', 'weights seeds ticket reinit shuffled  ticket - best twin (95 % interval of five seeds)']
+    assert said[:2] == ['Test accuracy at early stop (%), mean of the seeds', 'weights seeds ticket reinit shuffled  ticket - best twin (95 % interval from five seeds on)']
     assert said[2].split() == '50.0% 5 92.0 90.0 84.8 +2.0 (+2.0 to +2.0) reinit'.split()
-    assert '1 of 15 runs stopped at the last step: raise --steps' in said and 'raise' not in _summary(rows, 200)
+    assert 'in 1 of 15 runs validation was best at the last step: raise --steps' in said and 'raise' not in _summary(rows, 200)
     about = dict(net='lenet', data='digits', steps=100)
     assert _title(rows, about) == 'The ticket is ahead of its best twin at 1 of 1 sizes'
     assert _title(rows[:5], about) == _title(accuracies(ticket=[.9], reinit=[.8]), about) == 'lenet on digits, 100 steps'

@@ -156,7 +156,7 @@ def _lead_text(lead: tuple | None) -> str:
 def _summary(rows: list[dict], steps: int) -> str:
     "What a search found, as text."
     names = list(dict.fromkeys(r['condition'] for r in rows))
-    lines = [['weights', 'seeds', *names, 'ticket - best twin (95 % interval of five seeds)']]
+    lines = [['weights', 'seeds', *names, 'ticket - best twin (95 % interval from five seeds on)']]
     for remaining, size in _accuracies(rows).items():
         means = [f'{fmean(size[c].values()):.1f}' if c in size else '' for c in names]
         seeds = str(len(size.get('ticket', ())))
@@ -165,7 +165,8 @@ def _summary(rows: list[dict], steps: int) -> str:
     widths = [max(map(len, column)) for column in zip(*lines)][:-1]
     text = [' '.join([*map(str.rjust, line, widths), ' ' + line[-1]]).rstrip() for line in lines]
     late = sum(r['stop_step'] == steps for r in rows)
-    if late: text += ['', f'{late} of {len(rows)} runs stopped at the last step: raise --steps']
+    if late: text += ['', f'in {late} of {len(rows)} runs validation was best at the last step: '
+                          'raise --steps']
     return '\n'.join(['Test accuracy at early stop (%), mean of the seeds', *text, ''])
 
 def _title(rows: list[dict], settings: dict) -> str:
