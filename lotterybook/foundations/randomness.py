@@ -33,7 +33,7 @@ def seed_everything(
     seed: int,            # the replicate, from 0
     *purpose: str | int,  # what it is for
 ) -> None:
-    "Seed PyTorch's global generators, for code that takes no generator: initializers, dropout."
+    "Seed PyTorch's global generators, for code that takes no generator: new layers, dropout."
     torch.manual_seed(mixed_seed(seed, *purpose))
 
 def cuda_in_use() -> Sequence[int]: # numbers of this process's CUDA devices, if it started any

@@ -36,6 +36,9 @@ def test_styles():
     assert style('reinit', label='')['label'] == ''
     for field in ('color', 'marker', 'label'): assert len({getattr(m, field) for m in METHODS.values()}) == len(METHODS)
     assert style('my pruner') == style('my pruner')
+    looks = [style(f'method {k}') for k in range(200)]
+    assert not {o['marker'] for o in looks} & {m.marker for m in METHODS.values()}
+    assert len({(o['color'], o['marker']) for o in looks}) == 7*6
     assert style(Method('red', 'x', 'mine'))['label'] == 'mine'
 
 def test_use_style_twice():
