@@ -82,7 +82,7 @@ _RC = {'figure.figsize': (6, 3.2), 'figure.dpi': 100, 'savefig.dpi': 100,
        'lines.linewidth': 1.6, 'lines.markersize': 5, 'image.cmap': 'cividis'}
 
 def use_style() -> None:
-    "Make every figure of this process six inches wide, at 100 dpi, and store its titles as its text."
+    "Make every figure six inches wide, at 100 dpi, and store its titles as its text."
     import matplotlib
     from matplotlib.figure import Figure
     setattr(Figure, '_repr_mimebundle_', _say_titles)  # a formatter would be removed by IPython
