@@ -155,3 +155,13 @@ def test_no_kernel_is_left(how, code, tmp_path):
         until(lambda: not kernels(out), 30) # a kernel looks once a second whether its parent is there
         if how == signal.SIGINT: assert 'to run what is left: lotterybook run' in said
     finally: work.kill()
+
+def test_notes_of_an_interruption(monkeypatch, capsys, tmp_path):
+    "What was interrupted says what is kept, once."
+    def stop(*_, **__):
+        e = KeyboardInterrupt()
+        e.add_note('2 of 3 runs are done and kept in out.')
+        raise e
+    monkeypatch.setattr('lotterybook.foundations.sweeps.sweep', stop)
+    assert main(['compare', '--methods', 'ticket', '--out', str(tmp_path/'out')]) == 130
+    assert capsys.readouterr().err == '\nlotterybook: stopped. 2 of 3 runs are done and kept in out.\n'

@@ -45,7 +45,7 @@ def style(
     method: str | Method, # a key of `METHODS`, a look of your own, or any label
     **kw,                 # anything else for matplotlib; wins over the method's own
 ) -> dict:                # colour, marker, label and `kw`, ready for `ax.plot(x, y, **style(...))`
-    "Colour, marker and label of a method; a label not in the table always gets the same colour."
+    "Colour, marker and label of a method; a label not in the table always gets the same two."
     if isinstance(method, str):
         code   = crc32(method.encode())
         method = METHODS.get(method) or Method(_CYCLE[code % len(_CYCLE)],

@@ -184,26 +184,49 @@ def load_settings(
     return read_checked_json(_found(experiment, f'{run}.json'), _REMEDY)
 
 # %% ../../nbs/7_foundations/725_results.ipynb #export-join
+_PLACE = ('python', 'lotterybook', 'torch', 'numpy', 'device', 'cores', 'commit', 'date', 'workers')
+_SUMS  = ('seconds', 'planned')
+
+def _check_same(names: list[str], beside: list[dict], differ: Iterable[str]) -> None:
+    "Raise a ValueError that names settings which differ, and may not."
+    free = {*_PLACE, *_SUMS, *differ, 'rows_sha256', 'parts'}
+    for name, o in zip(names, beside):
+        odd = [f'{k} is {beside[0].get(k)!r} and {o.get(k)!r}' for k in beside[0] | o
+               if k not in free and beside[0].get(k) != o.get(k)]
+        if odd: raise ValueError(f'{names[0]} and {name} have other settings: {"; ".join(odd)}. '
+                                 'Leave one out, or name these settings in differ')
+
+def _joined_rows(experiment: str, names: list[str]) -> list[dict]:
+    "The rows of all parts; a row of two parts is refused."
+    rows, first = [], {}  # first: the part that has a row
+    for name in names:
+        for row in load_rows(experiment, name):
+            if first.setdefault(repr(row), name) != name:
+                raise ValueError(f'{name} and {first[repr(row)]} both have the row {row}: '
+                                 'leave one out')
+            rows.append(row)
+    return rows
+
 def join_records(
     experiment: str,       # the notebook's stem
     run: str,              # of the whole, such as 'full'
     parts: Iterable[str],  # of its parts, such as 'full_0' and 'full_1'
+    differ: Iterable[str] = ('seeds',), # settings that may differ between parts
 ) -> Path:                 # the CSV of the whole
     "Make one record of several: their rows, and beside them where each part comes from."
-    rows, beside, last = [], [], {}  # last: the part that has a row
-    for part in list(parts):
-        beside.append(load_settings(experiment, part))
-        for row in load_rows(experiment, part):
-            if last.setdefault(repr(row), part) != part:
-                raise ValueError(f'{part} and {last[repr(row)]} both have the row {row}: '
-                                 'leave one out')
-            rows.append(row)
-    if not beside: raise ValueError('no parts to join: name those that are recorded')
-    shared = {k: v for k, v in beside[0].items() if all(o.get(k) == v for o in beside)}
-    devices = dict.fromkeys(o['device'] for o in beside)
-    about = shared | dict(seconds=sum(o.get('seconds', 0) for o in beside),
-                          device=' and '.join(devices), parts=beside)
-    return record_rows(result_path(experiment, f'{run}.csv'), rows, about)
+    if isinstance(parts, str): raise ValueError(f'parts={parts!r} must be a list of names')
+    names = list(parts)
+    if not names: raise ValueError('no parts to join: name those that are recorded')
+    if twice := sorted({o for o in names if names.count(o) > 1}):
+        raise ValueError(f'named more than once: {", ".join(twice)}')
+    beside = [load_settings(experiment, name) for name in names]
+    _check_same(names, beside, differ)
+    rows   = _joined_rows(experiment, names)
+    about  = {k: v for k, v in beside[0].items() if all(o.get(k) == v for o in beside)}
+    about |= {k: sum(o[k] for o in beside) for k in _SUMS if all(k in o for o in beside)}
+    about |= {k: ' and '.join(dict.fromkeys(str(o.get(k)) for o in beside))
+              for k in _PLACE if k not in about and any(k in o for o in beside)}
+    return record_rows(result_path(experiment, f'{run}.csv'), rows, about | dict(parts=beside))
 
 # %% ../../nbs/7_foundations/725_results.ipynb #export-interval
 def _numbers(values: Iterable[float]) -> list[float]:

@@ -28,13 +28,15 @@ def _gradient_sizes(run: Run) -> dict[str, Tensor]:
         if grad is None:
             raise ValueError(f'{name!r} has no gradient: the loss does not reach it, or it is '
                              'frozen; leave it out of the masks')
+    hidden = []  # for each layer whether it looks masked; one alone may have few living units
     for name, grad in grads.items():
         kept = run.masks[name]
-        hidden = not grad.masked_fill(kept, 0).any() and grad.any()  # gathering is slower
-        if hidden and kept.numel() - kept.sum() >= 16:
-            raise ValueError(f'the gradients of all pruned weights of {name!r} are zero: something '
-                             'masks them first, such as keep_pruned, mask*weight in the forward '
-                             'pass, or sparse_run without whole_gradient')
+        if kept.numel() - kept.sum() < 16 or not grad.any(): continue
+        hidden.append(not grad.masked_fill(kept, 0).any())  # gathering is slower
+    if hidden and all(hidden):
+        raise ValueError('the gradients of all pruned weights are zero: something masks them '
+                         'first, such as keep_pruned, mask*weight in the forward pass, or '
+                         'sparse_run without whole_gradient')
     return {name: grad.abs_() for name, grad in grads.items()}  # it is not needed any more
 
 # %% ../../nbs/4_sparse_training/450_rigl.ipynb #export-rigl

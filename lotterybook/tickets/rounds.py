@@ -22,7 +22,8 @@ from ..foundations.randomness import mixed_seed, random_stream
 from ..foundations.running import Run, unwrapped
 from ..pruning.masks import distance, full_masks, remaining
 from .rewinding import rewind
-from .ticket_files import Ticket, load_ticket, save_ticket
+from .ticket_files import (
+    Ticket, check_words, load_ticket, save_ticket, words_of)
 
 # %% ../../nbs/3_tickets/308_rounds.ipynb #export-first-run
 _FORM = """find_ticket(make_run, train) wants a function that makes a run, and one that trains it:
@@ -141,8 +142,13 @@ class KeptRounds:
         self.name = checked_file_name(name, 'the search')
         self.settings = dict(plain(settings, 'settings'), seed=run.seed)
         start, step = self.folder/f'.{name}-start', run.step
-        if start.exists(): load_run(run, start, self.settings)
-        elif step and not self.file(0).exists(): save_run(run, start, self.settings)
+        if start.exists():
+            load_run(run, start, self.settings)
+            check_words(run.net, run.extra.pop('start_words', None), f'the search in {folder}')
+        elif step and not self.file(0).exists():
+            run.extra['start_words'] = words_of(run.net)
+            save_run(run, start, self.settings)
+            del run.extra['start_words']
         if run.step != step:
             raise ValueError(f'{folder} keeps a search whose rounds begin at step {run.step}, '
                              f'not {step}')

@@ -23,7 +23,8 @@ from ..foundations.running import unwrapped
 from ..foundations.sparse_inputs import SparseInputLinear
 from ..pruning.masks import check_masks
 from .rewinding import check_fit
-from .ticket_files import Ticket, _check_parts, _warn_if_not_finite
+from .ticket_files import (
+    Ticket, _check_parts, _warn_if_not_finite, check_words)
 
 # %% ../../nbs/3_tickets/380_small_fast_file.ipynb #export-mask
 def _gap_bytes(mask: Tensor) -> bytes:
@@ -159,6 +160,7 @@ def load_compact(
         check_fit(init or final, net, f'{path}, {"init" if init else "final"}.*')
         try: check_masks(masks, net)
         except ValueError as e: raise ValueError(f'{path}: {e}') from None
+        check_words(net, settings.get('words'), f'the ticket {path}')
     _warn_if_not_finite(tensors, path)
     return Ticket(init, masks, final or None, settings)
 

@@ -86,12 +86,19 @@ def _warn_if_not_finite(tensors: dict[str, Tensor], path: Path) -> None:
                             stacklevel=3)
 
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-words
+def _words(value: object) -> list[str] | None:
+    "Words in the order of their numbers; None if the value is anything else."
+    if isinstance(value, dict) and all(isinstance(n, int) for n in value.values()):
+        value = sorted(value, key=value.get)  # word -> number
+    if isinstance(value, str | bytes | dict) or not isinstance(value, Iterable): return None
+    words = list(value)
+    return words if words and all(isinstance(o, str) for o in words) else None
+
 def words_of(
     net: nn.Module,      # with a `vocabulary`, or without
 ) -> list[str] | None:   # its words, in the order of their numbers; None: it does not say
     "The words whose numbers a network reads."
-    own = getattr(unwrapped(net), 'vocabulary', None)
-    return None if own is None else list(own)
+    return _words(getattr(unwrapped(net), 'vocabulary', None))
 
 def check_words(
     net: nn.Module,             # with a `vocabulary`, or without
@@ -99,13 +106,13 @@ def check_words(
     whose: str = 'the text',    # for the message
 ) -> None:
     "Raises ValueError if the network was made for other words."
-    own = words_of(net)
-    words = None if words is None else list(words)
+    own, words = words_of(net), _words(words)
     if None in (own, words) or own == words: return
     k = next((k for k, (a, b) in enumerate(zip(own, words)) if a != b), min(len(own), len(words)))
-    names = [repr(o[k]) if k < len(o) else 'no word' for o in (own, words)]
-    raise ValueError(f'the network has other words than {whose}: number {k} is {names[0]} in one '
-                     f'and {names[1]} in the other; give both the same vocabulary')
+    ours, theirs = (repr(o[k]) if k < len(o) else 'no word' for o in (own, words))
+    raise ValueError(f'the network has other words than {whose}: number {k} is {ours} in the '
+                     f'network and {theirs} there; make both with the same vocabulary, as '
+                     "word_data(text, vocabulary=…) and Vocabulary(ticket.settings['words']) do")
 
 # %% ../../nbs/3_tickets/305_ticket_files.ipynb #export-load
 def load_ticket(

@@ -79,8 +79,8 @@ def _search(settings: dict, plan: list[dict], out: Path, done: int, workers: int
                       note=taken, executor=executor, retries=2 if executor else 0)
     except KeyboardInterrupt as e:
         _write_table(out, settings)
-        if stack: e.add_note(f'{len(finished_runs(out, plan))} of {len(plan)} runs are done and '
-                             f'kept in {out}. The same call resumes.')
+        e.__notes__ = [f'{len(finished_runs(out, plan))} of {len(plan)} runs are done and '
+                       f'kept in {out}. The same call resumes.']  # not those of a part of the plan
         raise
     except RunFailed as e:
         with suppress(OSError): _write_table(out, settings)

@@ -118,7 +118,7 @@ def test_nothing_left_to_train():
 def test_other_words():
     words = data.vocabulary.words
     other = data._replace(vocabulary=Vocabulary([words[1], words[0], *words[2:]]))
-    with pytest.raises(ValueError, match=f"number 0 is '{words[0]}' in one and '{words[1]}' in the other"):
+    with pytest.raises(ValueError, match=f"number 0 is '{words[0]}' in the network and '{words[1]}' there"):
         train_words(a_run(), other, steps=3)
 
 def test_a_lost_word_has_the_same_logit_everywhere():

@@ -95,12 +95,26 @@ def test_parts_of_a_record(monkeypatch):
     path, whole = join_records('900_a', 'full', (f'full_{k}' for k in (0, 1))), load_settings('900_a', 'full')
     assert read_rows(path) == load_rows('900_a', 'full') == [dict(seed=0, a=.5), dict(seed=1, a=.5)]
     assert [whole['steps'], whole['seconds'], whole['device']] == [7, 81, 'one and other'] and 'seeds' not in whole
+    assert whole['cores'] == whole['parts'][0]['cores']
     assert [(o['seeds'], o['device'], o['seconds']) for o in whole['parts']] == [([0], 'one', 40), ([1], 'other', 41)]
     before = path.read_bytes()
     with pytest.raises(ValueError, match="full_0 and full both have the row {'seed': 0"): join_records('900_a', 'full', ['full', 'full_0'])
+    with pytest.raises(ValueError, match='named more than once: full_0'): join_records('900_a', 'full', ['full_0', 'full_0'])
+    with pytest.raises(ValueError, match="parts='full_0' must be a list"): join_records('900_a', 'full', 'full_0')
     with pytest.raises(FileNotFoundError, match='full_2'): join_records('900_a', 'full', ['full_0', 'full_2'])
     with pytest.raises(ValueError, match='no parts to join'): join_records('900_a', 'full', [])
     assert path.read_bytes() == before
+
+def test_parts_with_other_settings(monkeypatch):
+    "Refused by name, unless they may differ; what is of each machine is kept as text; a number that a part lacks is not invented."
+    for k, (steps, cores) in enumerate(((7, 2), (9, 16))):
+        monkeypatch.setattr('lotterybook.foundations.results.provenance', lambda device, n=cores: dict(cores=n, torch='2.13.0'))
+        save_rows([dict(seed=k)], '900_a', f'full_{k}', steps=steps, planned=5)
+    with pytest.raises(ValueError, match='full_0 and full_1 have other settings: steps is 7 and 9.'): join_records('900_a', 'full', ['full_0', 'full_1'])
+    join_records('900_a', 'full', ['full_0', 'full_1'], differ=['steps'])
+    whole = load_settings('900_a', 'full')
+    assert [whole['cores'], whole['torch'], whole['planned']] == ['2 and 16', '2.13.0', 10]
+    assert not {'seconds', 'steps', 'device'} & set(whole)
 
 # --- intervals
 

@@ -95,11 +95,24 @@ def test_a_gradient_that_was_masked_is_refused():
     masks = random_masks(net, .2)
     net.mask = masks['inner.weight'].float()
     run = Run(net, torch.optim.SGD(net.parameters(), lr=.1), masks)
-    with pytest.raises(ValueError, match="gradients of all pruned weights of 'inner.weight' are zero"):
+    with pytest.raises(ValueError, match='gradients of all pruned weights are zero'):
         train(run, 20, RigL(10, 40))
     run = make()
     with pytest.raises(ValueError, match='such as keep_pruned'), keep_pruned(run.net, run.masks):
         train(run, 20, RigL(10, 40))
+
+def test_a_layer_with_few_living_units():
+    "All places with a gradient are kept in one layer, and nothing masks them: no error, as long as another layer shows it."
+    run = make()
+    first, *_ = run.masks
+    for name, mask in run.masks.items():
+        grad = torch.ones(mask.shape)
+        if name == first: grad *= mask  # a gradient only where weights are kept
+        run.net.get_parameter(name).grad = grad
+    sizes = _gradient_sizes(run)
+    assert sizes[first].sum() == run.masks[first].sum()
+    for name, mask in run.masks.items(): run.net.get_parameter(name).grad = torch.ones(mask.shape)*mask
+    with pytest.raises(ValueError, match='gradients of all pruned weights are zero'): _gradient_sizes(run)
 
 def test_gradients_that_cannot_choose():
     "None, or not finite: the message names the layer."

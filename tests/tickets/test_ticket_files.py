@@ -14,6 +14,7 @@ from lotterybook.pruning.masks import full_masks, kept
 from lotterybook.pruning.schedules import pruner
 from lotterybook.tickets.iterative import find_ticket
 from lotterybook.tickets.rewinding import rewind
+from lotterybook.tickets.small_fast_file import load_compact, save_compact
 from lotterybook.tickets.ticket_files import (
     Ticket, check_words, load_ticket, save_ticket, ticket_from_torch, ticket_to_torch, words_of)
 make  = partial(batchnorm_mlp, 64, widths=(40, 20))
@@ -229,7 +230,7 @@ def test_words_are_kept_and_compared(tmp_path):
     file, = tmp_path.glob('kept/*round1.safetensors')
     assert load_ticket(file, net_for(('a', 'b', 'c'))).settings['words'] == ['a', 'b', 'c']
     load_ticket(file, torch.nn.Linear(3, 3))  # does not say which words it has
-    with pytest.raises(ValueError, match="other words than the ticket .*round1.safetensors: number 1 is 'c' in one and 'b' in the other"):
+    with pytest.raises(ValueError, match="other words than the ticket .*round1.safetensors: number 1 is 'c' in the network and 'b' there"):
         load_ticket(file, net_for(['a', 'c', 'b']))
     with pytest.raises(ValueError, match='other words than the ticket'): find(['b', 'a', 'c'], tmp_path/'kept')
     assert words_of(torch.nn.Linear(1, 1)) is None and words_of(torch.compile(net_for(['x']))) == ['x']
@@ -242,10 +243,50 @@ def test_which_word_differs():
         net.vocabulary = words
         return net
     words = Vocabulary.of([['to', 'be']])
-    with pytest.raises(ValueError, match=f"other words than the text: number {len(words)} is no word in one and 'zebra'"):
+    with pytest.raises(ValueError, match=f"other words than the text: number {len(words)} is no word in the network and 'zebra' there"):
         check_words(net_for(words), [*words, 'zebra'])
     with pytest.raises(ValueError, match='number 0'): check_words(net_for(list(words)), reversed(list(words)))
     check_words(net_for(list(words)), words)
     check_words(net_for(words), None)
     check_words(torch.compile(net_for(words)), words)
     check_words(torch.nn.Linear(2, 2), ['zebra'])
+
+@pytest.mark.parametrize('odd', [300, torch.nn.Embedding(2, 2), [b'a'], [('a', 'b')], 'ab', torch.nn.Parameter(torch.ones(2, 2)), {'a': 'b'}, []], ids=str)
+def test_a_vocabulary_that_is_no_list_of_words(odd):
+    "A user's attribute of this name, or setting `words`, may be anything: then nothing is compared."
+    net = torch.nn.Linear(2, 2)
+    net.vocabulary = odd
+    assert words_of(net) is None
+    check_words(net, ['a'])
+    other = torch.nn.Linear(2, 2)
+    other.vocabulary = ['a', 'b']
+    check_words(other, odd)
+
+def test_words_by_their_numbers():
+    net = torch.nn.Linear(2, 2)
+    net.vocabulary = {'b': 1, 'a': 0}
+    assert words_of(net) == ['a', 'b']
+
+def test_words_of_a_search_that_has_not_finished_round_0(tmp_path):
+    "The kept start has the words, too."
+    def find(words, train):
+        def make_run(seed):
+            net = torch.nn.Linear(3, 3)
+            net.vocabulary = words
+            run = Run(net, torch.optim.SGD(net.parameters(), .1))
+            run.step = 1
+            return run
+        return find_ticket(make_run, train, pruner(.5), rounds=0, folder=tmp_path/'kept', settings={}, progress=False)
+    def stop(run): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): find(['a', 'b', 'c'], stop)
+    with pytest.raises(ValueError, match="other words than the search in .*: number 0 is 'b' in the network and 'a' there"): find(['b', 'a', 'c'], lambda run: 0.)
+    assert find(['a', 'b', 'c'], lambda run: 0.)[0].settings['words'] == ['a', 'b', 'c']
+
+def test_words_of_a_compact_file(tmp_path):
+    net = torch.nn.Linear(3, 3)
+    net.vocabulary = ['a', 'b', 'c']
+    ticket = Ticket(snapshot(net), full_masks(net), snapshot(net), dict(words=['a', 'b', 'c']))
+    file = save_compact(ticket, tmp_path/'c.safetensors')
+    load_compact(file, net)
+    net.vocabulary = ['x', 'b', 'c']
+    with pytest.raises(ValueError, match="other words than the ticket .*number 0 is 'x'"): load_compact(file, net)
