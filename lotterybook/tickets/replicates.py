@@ -440,7 +440,7 @@ def draw_search(
     title: str = '',   # the finding, if there is one
     measures: tuple[str, ...] | None = None, # columns, a panel each; None: those that vary
 ):                     # a matplotlib figure
-    "Measures against weights remaining, by condition. Frankle & Carbin (2019), figures 3 to 5."
+    "Measures against weights remaining, by condition. Frankle & Carbin (2019), figures 4 and 5."
     import matplotlib.pyplot as plt
     from lotterybook.foundations.plots import caption
     there = [k for k, v in rows[0].items() if k not in COLUMNS and isinstance(v, int | float)]

@@ -61,7 +61,7 @@ def pruned_before(
     run = make_run(seed)
     loss, batches = (train.objective, [train.examples(10, seed)]) if data else (None, [])
     def counted(net, masks, *rest):
-        "The score; a `train` that counts costs is told."
+        "The score; its cost is added if `train` counts costs."
         if passes and hasattr(train, 'count'): train.count(run, masks, passes)
         return score(net, masks, *rest)
     run.set_masks(prune_to(run.net, density, counted, loss, batches, allocation or global_, rounds,

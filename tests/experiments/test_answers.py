@@ -75,7 +75,7 @@ def test_the_answer_of_page_920():
         assert c['verdict'] == 'undecided' and signed(100*c['low'], 100*c['high']) in text
         assert mean in text and f'{abs(100*c["mean"]):.1f} points {"worse" if c["mean"] < 0 else "better"}' == mean
     loss = decided['ON-LSTM has a lower validation loss than LSTM']
-    assert loss['verdict'] == 'undecided' and f'{loss["mean"]:.3f} nats per word ({loss["low"]:+.3f} to {loss["high"]:+.3f}' in text
+    assert loss['verdict'] == 'undecided' and f'{loss["mean"]:.3f} nats per word higher than that of the LSTM ({-loss["low"]:.3f} lower to {loss["high"]:.3f} higher' in text
     for than in ('random distances by two points', 'those of the untrained layer 2 by two points'):
         c = trees('released', than)
         assert c['verdict'] == 'holds' and c['holm'] and f'({100*c["low"]:.1f} to {100*c["high"]:.1f})' in text
