@@ -20,7 +20,7 @@ def one_line(done):
     assert len(lines) == 1 and lines[0].startswith('lotterybook: ')
     return lines[0]
 
-@pytest.mark.parametrize('command', ['', 'run', 'find', 'fetch', 'site', 'readme', 'links', 'lab'])
+@pytest.mark.parametrize('command', ['', 'run', 'find', 'fetch', 'site', 'readme', 'links', 'lab', 'compare'])
 def test_help(command, tmp_path):
     done = lotterybook(*command.split(), '--help', cwd=tmp_path)
     assert done.returncode == 0 and 'exit codes' in done.stdout

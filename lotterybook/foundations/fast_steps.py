@@ -79,7 +79,7 @@ def keep_freed_memory() -> bool:  # False where the C library has no such switch
     "From now on this process keeps freed pieces up to 32 MiB for its next step, 2 GiB in all."
     try: mallopt = ctypes.CDLL(None).mallopt        # of glibc
     except (AttributeError, TypeError): return False
-    sizes = {-3: 32 << 20,  # M_MMAP_THRESHOLD: larger pieces only come from the system; the most allowed
+    sizes = {-3: 32 << 20,  # M_MMAP_THRESHOLD: only larger pieces come from the system; the maximum
              -1: 2**31 - 1, # M_TRIM_THRESHOLD: so much free memory stays
              -2: 64 << 20}  # M_TOP_PAD: fetch so much more than is asked for
     return all(mallopt(option, size) == 1 for option, size in sizes.items())

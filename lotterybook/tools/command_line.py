@@ -12,7 +12,7 @@ import argparse, sys
 _codes = '''exit codes:
   0    done; also when there was nothing left to do
   1    a page failed, or something else went wrong while running
-  2    a name, value, file or folder that will not do; the message says which
+  2    a wrong name, value, file or folder; the message says which
   130  stopped by Ctrl-C; what was finished is kept'''
 
 # %% ../../nbs/8_tools/890_command_line.ipynb #export-run-arguments
