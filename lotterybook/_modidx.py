@@ -1676,6 +1676,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'lotterybook/sparse_training/rigl.py'),
                                                   'lotterybook.sparse_training.rigl._gradient_sizes': ( '4_sparse_training/rigl.html#_gradient_sizes',
                                                                                                         'lotterybook/sparse_training/rigl.py'),
+                                                  'lotterybook.sparse_training.rigl._looks_masked': ( '4_sparse_training/rigl.html#_looks_masked',
+                                                                                                      'lotterybook/sparse_training/rigl.py'),
                                                   'lotterybook.sparse_training.rigl.step_ratio': ( '4_sparse_training/rigl.html#step_ratio',
                                                                                                    'lotterybook/sparse_training/rigl.py'),
                                                   'lotterybook.sparse_training.rigl.training_multiply_adds': ( '4_sparse_training/rigl.html#training_multiply_adds',

@@ -21,6 +21,14 @@ from ..pruning.scores import magnitude
 from .moving_masks import MaskMover, move_masks
 
 # %% ../../nbs/4_sparse_training/450_rigl.ipynb #export-gradients
+def _looks_masked(grad: Tensor, kept: Tensor) -> bool:
+    "Whether units and inputs have gradients, and no pruned weight between them has one."
+    if grad.ndim < 2 or grad.masked_fill(kept, 0).any(): return False  # gathering is slower
+    units, inputs = (grad.movedim(d, 0).flatten(1).any(1) for d in (0, 1))
+    living = units[:, None] & inputs                  # a dead unit or input has none anywhere
+    pruned = ~kept.reshape(*kept.shape[:2], -1)       # the places of a kernel together
+    return int((living[..., None] & pruned).sum()) >= 16
+
 def _gradient_sizes(run: Run) -> dict[str, Tensor]:
     "|∂L/∂(m ⊙ θ)| of all masked weights, or a ValueError if it cannot say where to grow."
     grads = {name: run.held.net.get_parameter(name).grad for name in run.masks}
@@ -28,15 +36,11 @@ def _gradient_sizes(run: Run) -> dict[str, Tensor]:
         if grad is None:
             raise ValueError(f'{name!r} has no gradient: the loss does not reach it, or it is '
                              'frozen; leave it out of the masks')
-    hidden = []  # for each layer whether it looks masked; one alone may have few living units
     for name, grad in grads.items():
-        kept = run.masks[name]
-        if kept.numel() - kept.sum() < 16 or not grad.any(): continue
-        hidden.append(not grad.masked_fill(kept, 0).any())  # gathering is slower
-    if hidden and all(hidden):
-        raise ValueError('the gradients of all pruned weights are zero: something masks them '
-                         'first, such as keep_pruned, mask*weight in the forward pass, or '
-                         'sparse_run without whole_gradient')
+        if _looks_masked(grad, run.masks[name]):
+            raise ValueError(f'the gradients of all pruned weights of {name!r} are zero: something '
+                             'masks them first, such as keep_pruned, mask*weight in the forward '
+                             'pass, or sparse_run without whole_gradient')
     return {name: grad.abs_() for name, grad in grads.items()}  # it is not needed any more
 
 # %% ../../nbs/4_sparse_training/450_rigl.ipynb #export-rigl

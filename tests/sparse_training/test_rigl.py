@@ -95,24 +95,25 @@ def test_a_gradient_that_was_masked_is_refused():
     masks = random_masks(net, .2)
     net.mask = masks['inner.weight'].float()
     run = Run(net, torch.optim.SGD(net.parameters(), lr=.1), masks)
-    with pytest.raises(ValueError, match='gradients of all pruned weights are zero'):
+    with pytest.raises(ValueError, match="gradients of all pruned weights of 'inner.weight' are zero"):
         train(run, 20, RigL(10, 40))
     run = make()
     with pytest.raises(ValueError, match='such as keep_pruned'), keep_pruned(run.net, run.masks):
         train(run, 20, RigL(10, 40))
 
 def test_a_layer_with_few_living_units():
-    "All places with a gradient are kept in one layer, and nothing masks them: no error, as long as another layer shows it."
+    "All places between living units and living inputs are kept, and nothing masks them: no error. More units: an error that names the layer."
     run = make()
     first, *_ = run.masks
-    for name, mask in run.masks.items():
-        grad = torch.ones(mask.shape)
-        if name == first: grad *= mask  # a gradient only where weights are kept
-        run.net.get_parameter(name).grad = grad
+    for name, mask in run.masks.items(): run.net.get_parameter(name).grad = torch.ones(mask.shape)
+    kept = run.masks[first]
+    grad = run.net.get_parameter(first).grad
+    unit = kept.sum(1).argmax()
+    grad *= kept & (torch.arange(len(kept)) == unit)[:, None]  # one unit, and only the inputs that it keeps
     sizes = _gradient_sizes(run)
-    assert sizes[first].sum() == run.masks[first].sum()
-    for name, mask in run.masks.items(): run.net.get_parameter(name).grad = torch.ones(mask.shape)*mask
-    with pytest.raises(ValueError, match='gradients of all pruned weights are zero'): _gradient_sizes(run)
+    assert sizes[first].sum() == kept[unit].sum() > 0
+    run.net.get_parameter(first).grad = torch.ones(kept.shape)*kept
+    with pytest.raises(ValueError, match=f"gradients of all pruned weights of '{first}' are zero"): _gradient_sizes(run)
 
 def test_gradients_that_cannot_choose():
     "None, or not finite: the message names the layer."
