@@ -217,12 +217,14 @@ def test_pruned_by_pytorch(tmp_path):
 
 # --- words
 
+def net_for(words):
+    "A network that says which words it has."
+    net = torch.nn.Linear(3, 3)
+    net.vocabulary = words
+    return net
+
 def test_words_are_kept_and_compared(tmp_path):
     "A search keeps the vocabulary in its tickets; another one of the same size is refused, and so is resuming with it."
-    def net_for(words):
-        net = torch.nn.Linear(3, 3)
-        net.vocabulary = words
-        return net
     def find(words, folder): return find_ticket(lambda seed: Run(net_for(words)), lambda run: 0., pruner(.5), rounds=1, folder=folder,
                                                 settings={}, progress=False)
     tickets = find(['a', 'b', 'c'], tmp_path/'kept')
@@ -238,10 +240,6 @@ def test_words_are_kept_and_compared(tmp_path):
 
 def test_which_word_differs():
     "The first one is named; a network that does not say which words it has is not refused."
-    def net_for(words):
-        net = torch.nn.Linear(2, 2)
-        net.vocabulary = words
-        return net
     words = Vocabulary.of([['to', 'be']])
     with pytest.raises(ValueError, match=f"other words than the text: number {len(words)} is no word in the network and 'zebra' there"):
         check_words(net_for(words), [*words, 'zebra'])
@@ -254,25 +252,18 @@ def test_which_word_differs():
 @pytest.mark.parametrize('odd', [300, torch.nn.Embedding(2, 2), [b'a'], [('a', 'b')], 'ab', torch.nn.Parameter(torch.ones(2, 2)), {'a': 'b'}, []], ids=str)
 def test_a_vocabulary_that_is_no_list_of_words(odd):
     "A user's attribute of this name, or setting `words`, may be anything: then nothing is compared."
-    net = torch.nn.Linear(2, 2)
-    net.vocabulary = odd
-    assert words_of(net) is None
-    check_words(net, ['a'])
-    other = torch.nn.Linear(2, 2)
-    other.vocabulary = ['a', 'b']
-    check_words(other, odd)
+    assert words_of(net_for(odd)) is None
+    check_words(net_for(odd), ['a'])
+    check_words(net_for(['a', 'b']), odd)
 
 def test_words_by_their_numbers():
-    net = torch.nn.Linear(2, 2)
-    net.vocabulary = {'b': 1, 'a': 0}
-    assert words_of(net) == ['a', 'b']
+    assert words_of(net_for({'b': 1, 'a': 0})) == ['a', 'b']
 
 def test_words_of_a_search_that_has_not_finished_round_0(tmp_path):
     "The kept start has the words, too."
     def find(words, train):
         def make_run(seed):
-            net = torch.nn.Linear(3, 3)
-            net.vocabulary = words
+            net = net_for(words)
             run = Run(net, torch.optim.SGD(net.parameters(), .1))
             run.step = 1
             return run
@@ -283,8 +274,7 @@ def test_words_of_a_search_that_has_not_finished_round_0(tmp_path):
     assert find(['a', 'b', 'c'], lambda run: 0.)[0].settings['words'] == ['a', 'b', 'c']
 
 def test_words_of_a_compact_file(tmp_path):
-    net = torch.nn.Linear(3, 3)
-    net.vocabulary = ['a', 'b', 'c']
+    net    = net_for(['a', 'b', 'c'])
     ticket = Ticket(snapshot(net), full_masks(net), snapshot(net), dict(words=['a', 'b', 'c']))
     file = save_compact(ticket, tmp_path/'c.safetensors')
     load_compact(file, net)
