@@ -23,7 +23,8 @@ from .moving_masks import MaskMover, move_masks
 # %% ../../nbs/4_sparse_training/450_rigl.ipynb #export-gradients
 def _looks_masked(grad: Tensor, kept: Tensor) -> bool:
     "Whether units and inputs have gradients, and no pruned weight between them has one."
-    if grad.ndim < 2 or grad.masked_fill(kept, 0).any(): return False  # gathering is slower
+    if grad.masked_fill(kept, 0).any() or not grad.any(): return False  # gathering is slower
+    if grad.ndim < 2: return int((~kept).sum()) >= 16  # biases: no inputs to look between
     units, inputs = (grad.movedim(d, 0).flatten(1).any(1) for d in (0, 1))
     living = units[:, None] & inputs                  # a dead unit or input has none anywhere
     pruned = ~kept.reshape(*kept.shape[:2], -1)       # the places of a kernel together

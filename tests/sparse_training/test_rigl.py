@@ -16,7 +16,7 @@ from lotterybook.pruning.masked_training import keep_pruned
 from lotterybook.pruning.masks import full_masks, kept, remaining
 from lotterybook.sparse_training.moving_masks import exploration_rate, finish_step, random_masks
 from lotterybook.sparse_training.rigl import (
-    GradualPruning, RigL, _gradient_sizes, step_ratio, training_multiply_adds)
+    GradualPruning, RigL, _gradient_sizes, _looks_masked, step_ratio, training_multiply_adds)
 torch.set_num_threads(1)
 
 class Linear4(nn.Module):
@@ -114,6 +114,13 @@ def test_a_layer_with_few_living_units():
     assert sizes[first].sum() == kept[unit].sum() > 0
     run.net.get_parameter(first).grad = torch.ones(kept.shape)*kept
     with pytest.raises(ValueError, match=f"gradients of all pruned weights of '{first}' are zero"): _gradient_sizes(run)
+
+@pytest.mark.parametrize('shape', [(40,), (40, 5), (8, 5, 3, 3)])
+def test_looks_masked(shape):
+    "A weight of any number of dimensions; no gradient at all is a dead layer."
+    kept = torch.arange(math.prod(shape)).view(shape) % 3 == 0
+    assert _looks_masked(torch.ones(shape)*kept, kept)
+    assert not _looks_masked(torch.ones(shape), kept) and not _looks_masked(torch.zeros(shape), kept)
 
 def test_gradients_that_cannot_choose():
     "None, or not finite: the message names the layer."
