@@ -53,12 +53,12 @@ def losses_due(
     end: int | None = None,  # check after this step, too
 ) -> Tensor | None:          # `(steps, ...)`; None: this is no step of a check
     "Remember the loss of this step; at a check, all losses since the last one."
-    losses = run.extra.setdefault('losses', [])
-    losses.append(run.loss)
-    if run.step % every and run.step != end and not run.stopped: return None
-    due = torch.stack(losses)
-    losses.clear()
-    return due
+    before = run.extra.setdefault('losses', run.loss.new_empty(0, *run.loss.shape))
+    # one tensor: a small one kept from every step could stand in a place of large ones
+    losses = torch.cat([before, run.loss[None]])
+    due    = not run.step % every or run.step == end or run.stopped
+    run.extra['losses'] = losses[:0] if due else losses
+    return losses if due else None
 
 class FiniteLoss(Hook):
     "Stop with an error that names the step if a loss is not finite."
