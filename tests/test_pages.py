@@ -3,8 +3,11 @@
 Pages that `lotterybook run` has just run are not run again: its report names the content of each page and of the library.
 """
 import asyncio, json, re, time
+from base64 import b64decode, b64encode
+from io import BytesIO
 from pathlib import Path
 from queue import Empty
+import numpy as np
 import pytest
 from lotterybook.tools.pages import (_fit, _in_short_waits, find_pages, library_fingerprint, page_cells, parameters, plan, run, run_page,
                                      save_outputs, side_by_side, source_fingerprint, write_page)
@@ -202,6 +205,33 @@ def test_printed_text_is_saved_whole(tmp_path):
     copy.write_text(json.dumps(notebook))
     save_outputs(page, copy)
     assert page_cells(page)[-1]['outputs'] == [printed_by('stdout', 'a\n', 'bc\n'), printed_by('stderr', 'd'), shown, printed_by('stdout', 'e\n')]
+
+def test_saved_pictures_have_a_palette(tmp_path):
+    "The same picture, with its rare colours, in less room; what is transparent stays transparent."
+    from matplotlib.figure import Figure
+    from PIL import Image, ImageChops
+    def shown(picture):
+        file = BytesIO()
+        picture.save(file, 'PNG')
+        return dict(output_type='display_data', metadata={}, data={'image/png': b64encode(file.getvalue()).decode(), 'text/plain': ['a figure']})
+    def read(output): return Image.open(BytesIO(b64decode(output['data']['image/png'])))
+    fig, drawn = Figure(), BytesIO()
+    for seed in range(20): fig.gca().plot(np.random.default_rng(seed).normal(size=9), lw=.6, alpha=.45)
+    fig.savefig(drawn, facecolor='white')
+    many = Image.open(drawn)
+    many.putpixel((3, 3), (255, 0, 255, 255))
+    clear = many.copy()
+    clear.putpixel((5, 5), (0, 0, 0, 0))
+    page, copy = toy_page(tmp_path/'100_page.ipynb', '0'), tmp_path/'copy.ipynb'
+    notebook = json.loads(page.read_text())
+    notebook['cells'][-1]['outputs'] = before = [shown(many), shown(clear)]
+    copy.write_text(json.dumps(notebook))
+    save_outputs(page, copy)
+    few, same = page_cells(page)[-1]['outputs']
+    assert same == before[1] and few['data']['text/plain'] == ['a figure']
+    assert len(few['data']['image/png']) < len(before[0]['data']['image/png'])/2
+    differ = ImageChops.difference(read(few).convert('RGB'), many.convert('RGB'))
+    assert max(high for _, high in differ.getextrema()) <= 32 and read(few).convert('RGB').getpixel((3, 3))[1] < 30
 
 def test_a_run_and_its_report(book, tmp_path, capsys):
     out = tmp_path/'runs'

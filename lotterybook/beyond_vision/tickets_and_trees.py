@@ -22,7 +22,7 @@ from ..ordered_neurons.parsing_choices import gold_trees, parsing_choices
 from ..ordered_neurons.small_grammar import as_corpus
 from ..ordered_neurons.syntactic_distance import parse, read_distances
 from ..ordered_neurons.text import UNK
-from ..ordered_neurons.word_model import LanguageModel
+from ..ordered_neurons.word_model import LanguageModel, LSTMStack
 if TYPE_CHECKING: from nltk import Tree
 
 # %% ../../nbs/5_beyond_vision/520_tickets_and_trees.ipynb #export-layers
@@ -31,7 +31,7 @@ _ROWS = ('input', 'forget', 'content', 'output', 'master forget', 'master input'
 def _layers_of(model: LanguageModel) -> list[tuple[str, str, int, int]]:
     "For each layer: the names of its two matrices, cells D, and levels N (0: an LSTM)."
     e = getattr(model, 'encoder', None)
-    if not hasattr(e, 'layers') and not isinstance(e, ONLSTM):
+    if not isinstance(e, LSTMStack | ONLSTM):
         raise ValueError(f'a {type(model).__name__} has no layers of ON-LSTM or LSTM')
     if isinstance(e, ONLSTM):
         return [(f'encoder.weight_ih_l{l}', f'encoder.weight_hh_l{l}', D, N)
@@ -119,10 +119,12 @@ def tree_scores(
     layer: int = 2,                  # from 1; of the fixed parser
 ) -> dict: # f1_{convention} of the fixed parser, f1_words of its rival, parsers: all choices
     "F1 of a model's trees: layer 2, forget gate, unbiased builder; and of every other choice."
+    checked_size(layer, 'layer')
     every = parsing_choices(model, gold)
+    if layer > (layers := max(row['layer'] for row in every)):
+        raise ValueError(f'layer={layer}, and the model has {layers}')
     chosen = {row['convention']: row['f1'] for row in every
               if (row['layer'], row['gate'], row['builder']) == (layer, 'forget', 'unbiased')}
-    if not chosen: raise ValueError(f'layer={layer}: the model has fewer layers')
     rival = parse(WordDistances(model, others), [tree.leaves() for tree in gold], layer - 1)
     return dict({f'f1_{name}': chosen[name] for name in CONVENTIONS},
                 f1_words=corpus_f1(rival, gold, 'released'), parsers=every)

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['AGENTS', 'INPUTS', 'actor_critic', 'Rollout', 'discounted', 'make_env', 'ActorCritic', 'rollouts', 'play',
-           'episode_seeds', 'train_agent', 'mask_and_weights', 'unlearned', 'paths', 'control_settings',
-           'control_parts', 'draw_returns', 'draw_inputs']
+           'random_returns', 'episode_seeds', 'train_agent', 'mask_and_weights', 'unlearned', 'paths',
+           'control_settings', 'control_parts', 'draw_returns', 'draw_inputs']
 
 # %% ../../nbs/5_beyond_vision/510_tickets_in_control.ipynb #export-imports
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
 from functools import partial
-import math
-from numbers import Real
 from pathlib import Path
 import re
 from typing import Any, NamedTuple
@@ -20,20 +19,21 @@ import warnings
 import numpy as np
 import torch
 from torch import Tensor, nn
-from .tickets_in_language import _with_changes
-from ..foundations.arguments import checked_fraction, checked_name, checked_size
+from ..foundations.arguments import (
+    checked_fraction, checked_name, checked_number, checked_size, with_changes)
 from ..foundations.checkpoints import advance_kept, training_settings
 from ..foundations.fast_steps import flushed_denormals
 from ..foundations.hooks import ClipGradient, FiniteLoss, RateOfStep
 from ..foundations.randomness import kept_generators, mixed_seed
 from ..foundations.results import interval
 from ..foundations.running import Batches, Hook, Masks, Objective, Run, seeded, unwrapped
-from ..foundations.training import Validate, _check_begin, evaluating, holding
+from ..foundations.training import Validate, check_begin, evaluating, holding
 from ..ordered_neurons.language_model import NotLearned
 from ..pruning.allocation import per_layer
 from ..pruning.masks import full_masks
 from ..pruning.schedules import pruner
 from ..tickets.late_rewinding import rewound_to
+from ..tickets.replicates import check_rewind_step
 
 # %% ../../nbs/5_beyond_vision/510_tickets_in_control.ipynb #export-objective
 def actor_critic(
@@ -46,6 +46,10 @@ def actor_critic(
         logits, values = net(rollout.observations)
         log_p     = logits.log_softmax(-1)
         chosen    = log_p.gather(1, rollout.actions[:, None]).squeeze(1)
+        if values.shape != rollout.returns.shape:  # (n, 1) would broadcast to (n, n)
+            raise ValueError(f'the network gives values of shape {tuple(values.shape)} for '
+                             f'{len(rollout.returns)} observations; they must be (n,): '
+                             'add .squeeze(-1)')
         advantage = rollout.returns - values
         loss = (value_weight*advantage.square() - chosen*advantage.detach()).mean()
         if not entropy_weight: return loss
@@ -89,15 +93,19 @@ def make_env(
                           'pip install "lotterybook[control]"') from e
     except gymnasium.error.UnregisteredEnv as e:
         raise ValueError(f'Gymnasium knows no environment {env!r}: {e}') from e
-    if not isinstance(env, str) and make() is game:
-        raise ValueError('the function gives the same environment again; it must make a new one')
-    inputs, actions = game.observation_space, game.action_space
+    with closing(game):
+        if not isinstance(env, str):
+            other = make()
+            if other is game:
+                raise ValueError('the function gives the same environment again; '
+                                 'it must make a new one')
+            other.close()
+        inputs, actions = game.observation_space, game.action_space
     box, discrete = gymnasium.spaces.Box, gymnasium.spaces.Discrete
     if not (isinstance(inputs, box) and len(inputs.shape) == 1 and
             isinstance(actions, discrete) and actions.start == 0):
         raise ValueError(f'{env} has observations {inputs} and actions {actions}; an agent here '
                          'takes a vector of numbers, and chooses one of the actions 0, 1, ...')
-    game.close()
     return make
 
 # %% ../../nbs/5_beyond_vision/510_tickets_in_control.ipynb #export-agent
@@ -134,7 +142,7 @@ def _gumbel(shape: Iterable[int]) -> Tensor:
     return -torch.empty(*shape).exponential_().log()
 
 class _Games:
-    "Environments side by side. An unfinished episode is its number and the actions so far."
+    "Environments side by side. An unfinished episode is its number, seed and actions so far."
     def __init__(self, make: Callable, envs: int, run: Run):
         from gymnasium.vector import AutoresetMode, SyncVectorEnv
         self.games    = SyncVectorEnv([make]*envs, copy=False,
@@ -144,6 +152,8 @@ class _Games:
                                              [dict(number=i, actions=[]) for i in range(envs)])
         if len(self.episodes) != envs:
             raise ValueError(f'envs={envs}, but the run is in {len(self.episodes)} episodes')
+        for episode in self.episodes:  # the steps before a rewind may have had another seed
+            episode.setdefault('seed', self._seed_of(episode['number']))
         self.device   = next(run.net.parameters()).device
         self.choices  = int(self.games.single_action_space.n)
         self.now      = self._begin(np.ones(envs, bool)).copy()
@@ -156,10 +166,13 @@ class _Games:
 
     def close(self) -> None: self.games.close()
 
+    def _seed_of(self, number: int) -> int:
+        "The seed of an episode that begins in this run."
+        return mixed_seed(self.seed, 'episode', number) % 2**31
+
     def _begin(self, which: np.ndarray) -> np.ndarray:
         "Begin the episodes of some environments; the observations of all."
-        seeds = [mixed_seed(self.seed, 'episode', e['number']) % 2**31 if new else None
-                 for e, new in zip(self.episodes, which)]
+        seeds = [e['seed'] if new else None for e, new in zip(self.episodes, which)]
         return self.games.reset(seed=seeds, options=dict(reset_mask=which))[0]
 
     def _seen(self) -> Tensor:
@@ -169,7 +182,8 @@ class _Games:
     def _next_episodes(self, over: np.ndarray) -> None:
         "Begin new episodes where one is over. Their numbers are those of no other environment."
         for i in over.nonzero()[0]:
-            self.episodes[i].update(number=self.episodes[i]['number'] + len(over), actions=[])
+            number = self.episodes[i]['number'] + len(over)
+            self.episodes[i].update(number=number, seed=self._seed_of(number), actions=[])
         self.now = self._begin(over)
 
     def play(self, net: nn.Module, length: int, gamma: float) -> Rollout:
@@ -225,26 +239,42 @@ def play(
     env: str | Callable,      # of `make_env`
     seeds: Iterable[int],     # of the episodes; each is played once
     greedy: bool = True,      # the action with the largest logit; False: at random, by the logits
+    longest: int = 100_000,   # steps of an episode; an error if one goes on
 ) -> Tensor:                  # `(episodes,)` float64
     "The return of each episode."
     make, seeds = make_env(env), list(seeds)
     device  = next(policy.parameters()).device if isinstance(policy, nn.Module) else 'cpu'
-    games   = [make() for _ in seeds]
-    now     = [game.reset(seed=seed)[0] for game, seed in zip(games, seeds)]
-    returns = [0.]*len(games)
-    playing = list(range(len(games)))
-    while playing:
-        seen   = np.stack([now[i] for i in playing])
-        logits = policy(torch.as_tensor(seen, dtype=torch.float32, device=device))
-        if not greedy: logits = logits + _gumbel(logits.shape).to(device)
-        still = []
-        for i, action in zip(playing, logits.argmax(1).tolist()):
-            now[i], reward, ended, cut, _ = games[i].step(action)
-            returns[i] += float(reward)
-            if not (ended or cut): still.append(i)
-        playing = still
-    for game in games: game.close()
+    with ExitStack() as stack:
+        games   = [stack.enter_context(closing(make())) for _ in seeds]
+        now     = [game.reset(seed=seed)[0] for game, seed in zip(games, seeds)]
+        returns = [0.]*len(games)
+        playing = list(range(len(games)))
+        for _ in range(longest):
+            if not playing: break
+            seen   = np.stack([now[i] for i in playing])
+            logits = policy(torch.as_tensor(seen, dtype=torch.float32, device=device))
+            if not greedy: logits = logits + _gumbel(logits.shape).to(device)
+            still = []
+            for i, action in zip(playing, logits.argmax(1).tolist()):
+                now[i], reward, ended, cut, _ = games[i].step(action)
+                returns[i] += float(reward)
+                if not (ended or cut): still.append(i)
+            playing = still
+    if playing:
+        raise ValueError(f'an episode goes on after {longest} steps: give the environment a time '
+                         'limit, as gymnasium.make(…, max_episode_steps=500) does')
     return torch.tensor(returns, dtype=torch.float64)
+
+def random_returns(
+    env: str | Callable,  # of `make_env`
+    seeds: Iterable[int], # of the episodes
+    seed: int = 0,        # of the actions
+) -> Tensor:              # `(episodes,)` float64
+    "The return of each episode, if all actions are equally likely at every step."
+    with closing(make_env(env)()) as game: actions = int(game.action_space.n)
+    with kept_generators():
+        torch.manual_seed(seed)
+        return play(lambda seen: torch.zeros(len(seen), actions), env, seeds, greedy=False)
 
 def episode_seeds(
     seed: int,     # the replicate
@@ -263,6 +293,7 @@ def train_agent(
     length: int = 5,           # steps of each environment between updates
     gamma: float = .99,        # weight of what comes a step later
     entropy_weight: float = 0.,# of `actor_critic`
+    clip: float = .5,          # largest norm of the gradient
     lr: Callable[[int], float] | None = None, # rate of each update; None: the optimizer's own
     eval_every: int = 500,     # updates between validations
     validation: int = 20,      # episodes of a validation
@@ -271,22 +302,24 @@ def train_agent(
     file: str | Path | None = None, # for the run's state; None: not saved
     settings: dict | None = None,   # more that would change the result
     save_every: int = 1000,    # updates between writes
-) -> dict: # stop_step, stop_return, end_return (test), mean_return (validation), learned, history
+) -> dict: # stop_step, stop_return, end_return (test), mean_return (validation), learned, history,
+           # floor: the highest return of random actions in one of the validation episodes
     "Train an agent; early stop by validation episodes, test episodes last. Mnih et al. (2016)."
-    _check_begin(run, steps, eval_every=eval_every, save_every=save_every,
+    check_begin(run, steps, eval_every=eval_every, save_every=save_every,
                  validation=validation, test=test)
     trials  = episode_seeds(run.seed, 'validation', validation)
     batches = seeded(rollouts(run, env, envs, length, gamma), run.seed)
     def measure(net):
         mean = play(unwrapped(net).policy, env, trials).mean().item()
         return dict(validation_loss=-mean, validation_return=mean)
-    hooks = [*([RateOfStep(lr)] if lr else []), ClipGradient(.5), FiniteLoss(eval_every, steps),
+    hooks = [*([RateOfStep(lr)] if lr else []), ClipGradient(clip), FiniteLoss(eval_every, steps),
              *hooks, Validate(measure, eval_every, steps)]
     rates = map(lr, range(steps)) if lr else ()
     mark  = training_settings(run, rates, (), env=_described(env), steps=steps, envs=envs,
                               length=length, gamma=gamma, entropy_weight=entropy_weight,
-                              eval_every=eval_every, validation=validation,
+                              clip=clip, eval_every=eval_every, validation=validation,
                               settings=settings or {}) if file else {}
+    run.net.train()
     with flushed_denormals(), kept_generators():
         advance_kept(run, actor_critic(entropy_weight=entropy_weight), batches, steps, hooks,
                      file=file, settings=mark, every=save_every)
@@ -294,9 +327,11 @@ def train_agent(
 
 def _described(env: str | Callable) -> list:
     "What tells an environment from others: its name, spaces and time limit."
-    def name(o):
-        if isinstance(o, partial): return [name(o.func), repr(o.args), repr(o.keywords)]
-        return o if isinstance(o, str) else getattr(o, '__qualname__', type(o).__name__)
+    def name(o):  # of a function without its address, which is another in the next process
+        if isinstance(o, partial):
+            return [name(o.func), [*map(name, o.args)], {k: name(v) for k, v in o.keywords.items()}]
+        if callable(o): return getattr(o, '__qualname__', type(o).__name__)
+        return o if isinstance(o, str) else repr(o)
     game = make_env(env)()
     limit = getattr(game.spec, 'max_episode_steps', None)
     spaces = str(game.observation_space), str(game.action_space)
@@ -310,8 +345,7 @@ def _agent_outcome(run: Run, env: str | Callable, trials: list[int], tests: list
     with evaluating(net):
         end = play(net.policy, env, tests).mean().item()
         with holding(net, best['weights']): stop = play(net.policy, env, tests).mean().item()
-        torch.manual_seed(mixed_seed(run.seed, 'random actions'))
-        floor = play(partial(_indifferent, net), env, trials, greedy=False).max().item()
+    floor = random_returns(env, trials, mixed_seed(run.seed, 'random actions')).max().item()
     if max(returns) <= floor:
         warnings.warn(f'the agent did not learn: its best validation return is {max(returns):.1f}, '
                       f'and random actions reach {floor:.1f} in one of {len(trials)} episodes. '
@@ -319,10 +353,6 @@ def _agent_outcome(run: Run, env: str | Callable, trials: list[int], tests: list
     return dict(stop_step=best['step'], stop_return=stop, end_return=end,
                 mean_return=sum(returns)/len(returns), floor=floor, learned=max(returns) > floor,
                 history=list(run.rows))
-
-def _indifferent(net: nn.Module, observations: Tensor) -> Tensor:
-    "Equal logits for all actions."
-    return torch.zeros_like(net.policy(observations.to(next(net.parameters()).device)).cpu())
 
 # %% ../../nbs/5_beyond_vision/510_tickets_in_control.ipynb #export-effects
 def mask_and_weights(
@@ -332,8 +362,8 @@ def mask_and_weights(
     ("How much of a ticket's lead over random subnetworks is due to its mask, to the values of its "
      "weights, and to their order, which is that of Vischer et al. (2021), figure 1.")
     at, out = _one_search(rows), []
-    for round in sorted({n for n, _, c in at if c == 'random'}):
-        seeds, by_seed = sorted({s for n, s, c in at if (n, c) == (round, 'random')}), {}
+    for round in sorted({n for n, _, c in at if c in _FIVE[1:]}):
+        seeds, by_seed = sorted({s for n, s, _ in at if n == round}), {}
         for s in seeds:
             absent = [c for c in _FIVE if (round, s, c) not in at]
             if absent:
@@ -383,12 +413,12 @@ def paths(
     if not names: raise ValueError(f'no mask of {network!r}; there are {", ".join(masks)}')
     numbers = {name: [int(n) for n in re.findall(r'\d+', name)] for name in names}
     if all(numbers.values()): names.sort(key=numbers.get)  # a file has them by alphabet
-    count = masks[names[0]].long()
+    count = masks[names[0]].cpu().long()  # CUDA does not multiply whole numbers
     for name in names[1:]:
         if masks[name].shape[1] != len(count):
             raise ValueError(f'{name!r} has {masks[name].shape[1]} inputs, and the layer before it '
                              f'{len(count)} outputs: paths are counted in a chain of linear layers')
-        count = masks[name].long() @ count
+        count = masks[name].cpu().long() @ count
     return count
 
 # %% ../../nbs/5_beyond_vision/510_tickets_in_control.ipynb #export-settings
@@ -414,17 +444,15 @@ def control_settings(
                     eval_every=500, validation=20, test=100, rewind_step=0, **AGENTS[env])
     for name in ('rounds', 'hidden', 'length', 'eval_every', 'validation', 'test', 'steps', 'envs'):
         checked_size((settings | changes)[name], name)
-    settings = _with_changes(settings, changes)
+    settings = with_changes(settings, changes)
+    check_rewind_step(settings['rewind_step'], settings['steps'])
     checked_name(settings['optimizer'], ('rmsprop', 'adam'), 'optimizer')
     rate = checked_fraction(settings['rate'], 'rate')
     if not isinstance(settings['decay'], bool):
         raise ValueError(f'decay={settings["decay"]!r} must be True or False')
     for name in ('lr', 'gamma', 'entropy_weight', 'output_scale'):
-        number = settings[name]
-        if not isinstance(number, Real) or not 0 <= number < math.inf:
-            raise ValueError(f'{name}={number!r} must be a number of at least 0')
-    for name, fits, what in (('lr', settings['lr'] > 0, 'above 0'),
-                             ('gamma', settings['gamma'] <= 1, 'at most 1'),
+        checked_number(settings[name], name, zero=name != 'lr')
+    for name, fits, what in (('gamma', settings['gamma'] <= 1, 'at most 1'),
                              ('output_scale', settings['output_scale']*rate < 1, 'below 1/rate')):
         if not fits: raise ValueError(f'{name}={settings[name]!r} must be {what}')
     return dict(env=env, **settings)

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..foundations.arguments import (
-    checked_fraction, checked_name, checked_size)
+    checked_fraction, checked_name, checked_number, checked_size, with_changes)
 from ..foundations.checkpoints import advance_kept, training_settings
 from ..foundations.fast_steps import FusedAdam, flushed_denormals
 from ..foundations.hooks import ClipGradient, FiniteLoss
 from ..foundations.language_data import Corpus
 from ..foundations.randomness import kept_generators
 from ..foundations.running import Batches, Hook, Run, seeded
-from ..foundations.training import Validate, _check_begin, holding
+from ..foundations.training import Validate, check_begin, holding
 from ..ordered_neurons.language_model import (
     Window, lm_corpus, lm_objective, mean_nats, window_batches)
 from ..ordered_neurons.small_grammar import GoldCorpus
@@ -31,7 +31,7 @@ from ..pruning.allocation import global_
 from ..pruning.masks import full_masks
 from ..pruning.schedules import pruner
 from ..tickets.late_rewinding import rewound_to
-from ..tickets.replicates import _check_rewind_step
+from ..tickets.replicates import check_rewind_step
 from ..tickets.ticket_files import check_words
 
 # %% ../../nbs/5_beyond_vision/500_tickets_in_language.ipynb #export-data
@@ -87,8 +87,8 @@ def train_words(
     save_every: int = 1000,       # steps between writes
 ) -> dict: # stop_step; stop_loss (validation), stop_nats, end_nats (test): nats a word; history
     "Train a language model; early stop by validation, test data last. Yu et al. (2019)."
-    _check_begin(run, steps, eval_every=eval_every, save_every=save_every)
-    if not clip > 0: raise ValueError(f'clip={clip!r} must be above 0')
+    check_begin(run, steps, eval_every=eval_every, save_every=save_every)
+    checked_number(clip, 'clip', infinite=True)
     check_words(run.net, data.vocabulary)
     device = next(run.net.parameters()).device
     data = WordData(data.vocabulary, *(columns.to(device) for columns in data[1:]))
@@ -158,15 +158,6 @@ _TEXTS = ('small_grammar', 'ptb', 'wikitext_2', 'brown')
 _SIZES = ('sentences', 'rounds', 'embedding', 'hidden', 'heads', 'layers', 'length', 'batch_size',
           'chunk_size', 'steps', 'eval_every')
 
-def _with_changes(settings: dict, changes: dict) -> dict:
-    "Settings of a search with some of them changed; raises ValueError for one that is not there."
-    if unknown := changes.keys() - settings.keys():
-        raise ValueError(f'unknown setting {", ".join(sorted(unknown))}; '
-                         f'known are {", ".join(settings)}')
-    settings = settings | changes
-    _check_rewind_step(settings['rewind_step'], settings['steps'])
-    return settings
-
 def language_settings(
     data: str = 'small_grammar',  # 'ptb', 'wikitext_2', 'brown'
     encoder: str = 'lstm',        # 'on_lstm', 'transformer'
@@ -182,11 +173,14 @@ def language_settings(
                     length=35, batch_size=20, chunk_size=2, dropout=0., clip=.25, lr=3e-3,
                     steps=200, eval_every=100, rewind_step=0)
     for name in _SIZES: checked_size((settings | changes)[name], name)
-    settings = _with_changes(settings, changes)
+    settings = with_changes(settings, changes)
+    check_rewind_step(settings['rewind_step'], settings['steps'])
     checked_fraction(settings['rate'], 'rate')
     checked_fraction(settings['dropout'], 'dropout', zero=True)
-    for name in ('lr', 'clip'):
-        if not settings[name] > 0: raise ValueError(f'{name}={settings[name]!r} must be above 0')
+    checked_number(settings['lr'], 'lr'), checked_number(settings['clip'], 'clip', infinite=True)
+    if encoder == 'transformer' and settings['embedding'] % settings['heads']:
+        raise ValueError(f'embedding={settings["embedding"]} must be a multiple of '
+                         f'heads={settings["heads"]}')
     return dict(data=data, encoder=encoder, prune_embedding=prune_embedding, **settings)
 
 @lru_cache(maxsize=2)

@@ -9,7 +9,7 @@ __all__ = ['LearningRate', 'RateOfStep', 'ClipGradient', 'losses_due', 'FiniteLo
 from collections.abc import Callable
 import torch
 from torch import Tensor, nn
-from .arguments import checked_size
+from .arguments import checked_number, checked_size
 from .running import Hook, Run
 
 # %% ../../nbs/7_foundations/748_hooks.ipynb #export-rate
@@ -41,8 +41,7 @@ class ClipGradient(Hook):
     def __init__(self,
         length: float,  # of all gradients together
     ):
-        if not length > 0: raise ValueError(f'length={length!r} must be above 0')
-        self.length = length
+        self.length = checked_number(length, 'length', infinite=True)
     def before_step(self, run: Run) -> None:
         nn.utils.clip_grad_norm_(run.net.parameters(), self.length)
 
@@ -57,7 +56,7 @@ def losses_due(
     # one tensor: a small one kept from every step could stand in a place of large ones
     losses = torch.cat([before, run.loss[None]])
     due    = not run.step % every or run.step == end or run.stopped
-    run.extra['losses'] = losses[:0] if due else losses
+    run.extra['losses'] = torch.empty_like(losses[:0]) if due else losses
     return losses if due else None
 
 class FiniteLoss(Hook):

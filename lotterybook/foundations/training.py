@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['batch_order', 'example_batches', 'evaluating', 'holding', 'evaluate', 'Validate', 'validation', 'classification',
-           'train_run', 'train']
+           'check_begin', 'train_run', 'train']
 
 # %% ../../nbs/7_foundations/750_training.ipynb #export-imports
 import math
@@ -160,7 +160,11 @@ def classification(
     objective.loss, objective.plain = loss, objective  # a compiled step asks; wrappers are others
     return objective
 
-def _check_begin(run: Run, steps: int, **sizes: int) -> None:
+def check_begin(
+    run: Run,     # that is to be trained
+    steps: int,   # of the whole training, those already taken among them
+    **sizes: int, # to be checked, by name
+) -> None:
     "Raises ValueError if a training of so many steps cannot begin, or a named size is not one."
     if checked_size(steps, 'steps') <= run.step:
         raise ValueError(f'steps={steps}, and {run.step} are taken: nothing is left to train')
@@ -192,7 +196,7 @@ def train_run(
     step: Callable | None = None,          # as for `advance`; None: `take_step`
 ) -> dict: # stop_step, stop_accuracy, end_accuracy, train_accuracy, stop_loss (nats), history
     "Train a classifier; early stop by validation, test data last. Frankle & Carbin (2019), §2."
-    _check_begin(run, steps, eval_every=eval_every, save_every=save_every)
+    check_begin(run, steps, eval_every=eval_every, save_every=save_every)
     hooks = list(hooks)
     _warn_of_ends(hooks, steps)
     check_splits(data)

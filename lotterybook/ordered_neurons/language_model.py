@@ -13,13 +13,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 import torch
 from torch import Tensor
-from ..foundations.arguments import checked_name, checked_size
+from ..foundations.arguments import (
+    checked_name, checked_number, checked_size, with_changes)
 from ..foundations.checkpoints import advance_kept, checksum, load_run, save_run, snapshot
 from ..foundations.data import load
 from ..foundations.language_data import Corpus
@@ -106,19 +106,12 @@ def lm_settings(
     **changes: object, # win over the preset
 ) -> dict:             # all settings
     "The settings of a training. Shen et al. (2019), §5.1 and public code; Merity et al. (2018)."
-    if unknown := changes.keys() - PRESETS[checked_name(preset, PRESETS, 'preset')].keys():
-        raise ValueError(f'unknown setting {", ".join(sorted(unknown))}; '
-                         f'known are {", ".join(PRESETS[preset])}')
-    settings = PRESETS[preset] | changes
+    settings = with_changes(PRESETS[checked_name(preset, PRESETS, 'preset')], changes)
     for name in ('batch_size', 'length', 'epochs', 'patience', 'embedding'):
         checked_size(settings[name], name)
     for name in ('learning_rate', 'clip', 'weight_decay', 'ar', 'tar'):
-        value, least = (settings[name],
-                        'at least 0' if name in ('weight_decay', 'ar', 'tar') else 'above 0')
-        number = (isinstance(value, Real) and not isinstance(value, bool) and
-                  0 <= value and (value < math.inf or name == 'clip'))  # and no NaN
-        if not number or (not value and least == 'above 0'):
-            raise ValueError(f'{name}={value!r} must be a number {least}')
+        checked_number(settings[name], name, zero=name in ('weight_decay', 'ar', 'tar'),
+                       infinite=name == 'clip')
     if not isinstance(settings['hidden'], (list, tuple)):
         raise ValueError(f"hidden={settings['hidden']!r} must be a list of sizes, "
                          'one for each layer before the last')
@@ -168,7 +161,7 @@ def lm_objective(
 SAVE_EVERY = 100  # windows
 
 class NotLearned(UserWarning):
-    "A network predicts worse than a guess that reads no words."
+    "A network does no better than a guess."
 
 class Fit(NamedTuple):
     "A trained model, and the record of its training."

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
-from ..foundations.arguments import checked_fraction, checked_size
+from ..foundations.arguments import (
+    checked_fraction, checked_number, checked_size)
 from ..foundations.checkpoints import advance_kept, training_settings
 from ..foundations.hooks import ClipGradient, FiniteLoss, LearningRate, ShowProgress
 from ..foundations.progress import progress_bar
@@ -177,7 +178,7 @@ def train_classifier(
     ("Train on pairs of formulas, with a learning rate that falls linearly, "
      "up to the last weights. After Shen et al. (2019), §5.4.")
     epochs, batch_size = checked_size(epochs, 'epochs'), checked_size(batch_size, 'batch_size')
-    if clip is not None and not clip > 0: raise ValueError(f'clip={clip} must be above 0, or None')
+    if clip is not None: checked_number(clip, 'clip', infinite=True)
     _check_pairs(train=train, validation=validation)
     model, train, validation = model.to(device).train(), train.to(device), validation.to(device)
     per_epoch = -(-len(train.labels)//batch_size)
@@ -204,7 +205,7 @@ def wilson(
     "An interval for the share of successes. Wilson (1927)."
     if checked_size(right, 'right', least=0) > checked_size(n, 'n'):
         raise ValueError(f'{right} right of {n} is not a share')
-    if not z > 0: raise ValueError(f'z={z} must be above 0')
+    checked_number(z, 'z')
     middle, half = right + z*z/2, z*sqrt(right*(n - right)/n + z*z/4)
     return max(0., (middle - half)/(n + z*z)), min(1., (middle + half)/(n + z*z))
 

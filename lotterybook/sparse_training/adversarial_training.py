@@ -6,14 +6,13 @@
 __all__ = ['STRENGTH', 'pgd_training', 'all_attacks', 'robustness_run']
 
 # %% ../../nbs/4_sparse_training/464_adversarial_training.ipynb #export-imports
-import math
 import time
 from collections.abc import Callable
 from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..foundations.arguments import checked_name, checked_size
+from ..foundations.arguments import checked_name, checked_number, checked_size
 from ..foundations.data import Splits, load
 from ..foundations.deep_networks import RECIPES, make_optimizer
 from ..foundations.fast_steps import flushed_denormals
@@ -37,7 +36,7 @@ def pgd_training(
     if not 0 < eps <= 1: raise ValueError(f'eps={eps!r} must be above 0, and at most 1')
     checked_size(steps, 'steps')
     alpha = 2.5*eps/steps if step_size is None else step_size
-    if not 0 < alpha < math.inf: raise ValueError(f'step_size={alpha!r} must be above 0')
+    checked_number(alpha, 'step_size')
     def objective(net, batch):
         "Uphill from a random start; unlike `pgd`, also where the class is wrong already."
         x, y = batch

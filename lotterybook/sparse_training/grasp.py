@@ -6,7 +6,6 @@
 __all__ = ['grasp', 'balanced_rows', 'relative_times']
 
 # %% ../../nbs/4_sparse_training/410_grasp.ipynb #export-imports
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from ..foundations.arguments import checked_size
+from ..foundations.arguments import checked_number, checked_size
 from ..foundations.randomness import cuda_in_use, kept_generators
 from ..foundations.running import Masks, Objective, unwrapped
 from ..pruning.masks import full_masks
@@ -33,8 +32,7 @@ def grasp(
 ) -> dict[str, Tensor]:           # θ ⊙ Hg, of either sign, named and shaped like the masks
     ("How much gradient flow is lost without a weight: minus the score of Wang et al. (2020), "
      "eq. 8. Their code also sets linear layers anew first, and adds up two halves of the data.")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f'temperature={temperature!r} must be a number above 0')
+    checked_number(temperature, 'temperature')
     batches = list(batches)
     if not batches: raise ValueError('no batches: the gradient of a loss needs at least one')
     _warn_of_one_class(batches)

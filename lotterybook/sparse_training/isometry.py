@@ -14,7 +14,8 @@ from copy import deepcopy
 from itertools import pairwise
 import torch
 from torch import Generator, Tensor, nn
-from ..foundations.arguments import checked_fraction, checked_name, checked_size
+from ..foundations.arguments import (
+    checked_fraction, checked_name, checked_number, checked_size)
 from ..foundations.data import Splits, load
 from ..foundations.fast_steps import flushed_denormals
 from ..foundations.hooks import FiniteLoss
@@ -139,7 +140,7 @@ def scale_layers(
     gain: float = 1., # gain² is the mean square of the singular values then, of a flattened kernel
 ) -> None:
     "Multiply each masked layer by one number, without data; a layer of zeros stays."
-    if not 0 < gain < math.inf: raise ValueError(f'gain={gain!r} must be a number above 0')
+    checked_number(gain, 'gain')
     params, scaled = dict(unwrapped(net).named_parameters()), {}
     for name, w in _matrices(net, masks).items():
         if not params[name].requires_grad: continue
@@ -206,7 +207,7 @@ def _check(settings: dict) -> None:
     if absent: raise ValueError(f'settings lack {", ".join(sorted(absent))}')
     for name in sizes: checked_size(settings[name], name)
     checked_fraction(settings['target'], 'target')
-    if not 0 < settings['lr'] < math.inf: raise ValueError(f'lr={settings["lr"]!r} must be above 0')
+    checked_number(settings['lr'], 'lr')
 
 def isometry_run(
     config: dict,   # net (tanh, tanh_glorot, relu), density (1: not pruned), seed

@@ -9,11 +9,13 @@ __all__ = ['book_folder', 'in_clone', 'find_pages', 'page_cells', 'page_text', '
 
 # %% ../../nbs/8_tools/800_pages.ipynb #export-imports
 import ast, json, logging, os, platform, re, shutil, tempfile, threading, time
+from base64 import b64decode, b64encode
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib.util import find_spec
+from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 import lotterybook
@@ -348,11 +350,22 @@ def _whole(outputs):
             yield first | dict(text=lines.splitlines(keepends=True))
         else: yield from (first, *others)
 
+def _with_palette(png):
+    "The same picture in 256 colours, both as base64; one that is transparent stays as it is."
+    from PIL import Image
+    picture, small = Image.open(BytesIO(b64decode(png))), BytesIO()
+    if picture.mode == 'P' or 'A' in picture.mode and picture.getextrema()[-1][0] < 255: return png
+    few = picture.convert('RGB').quantize(256, Image.Quantize.MAXCOVERAGE,  # rare colours stay
+                                          dither=Image.Dither.NONE)
+    few.save(small, 'PNG', optimize=True)
+    return min(png, b64encode(small.getvalue()).decode(), key=len)
+
 def save_outputs(
     page: Path, # the notebook, changed in place
     copy: Path, # its executed copy
 ):
-    "Put the outputs of `copy` into `page`, cleaned as `nbdev-clean` does and without widgets."
+    ("Put the outputs of `copy` into `page`, cleaned as `nbdev-clean` does, without widgets, and "
+     "with pictures of 256 colours.")
     from fastcore.nbio import nb2str
     from nbdev.clean import clean_nb
     outputs = {o['id']: list(_whole(o['outputs'])) for o in page_cells(copy)
@@ -360,6 +373,8 @@ def save_outputs(
     notebook = read_json(page, 'put a good copy of the page there')
     for cell in notebook['cells']:
         if cell['cell_type'] == 'code': cell['outputs'] = outputs[cell['id']]
+    for data in (o.get('data', {}) for some in outputs.values() for o in some):
+        if 'image/png' in data: data['image/png'] = _with_palette(data['image/png'])
     drop_widgets(notebook)
     clean_nb(notebook, allowed_cell_metadata_keys=['tags'])
     write_atomically(page, nb2str(notebook))

@@ -10,9 +10,9 @@ from sameness import same
 from torch import nn
 from torch.nn import functional as F
 from lotterybook.beyond_vision.tickets_in_control import (
-    AGENTS, INPUTS, ActorCritic, Rollout, actor_critic, control_parts, control_settings, discounted,
-    draw_inputs, draw_returns, episode_seeds, make_env, mask_and_weights, paths, play, rollouts,
-    train_agent, unlearned)
+    AGENTS, INPUTS, ActorCritic, Rollout, _described, actor_critic, control_parts, control_settings,
+    discounted, draw_inputs, draw_returns, episode_seeds, make_env, mask_and_weights, paths, play,
+    random_returns, rollouts, train_agent, unlearned)
 from lotterybook.foundations.checkpoints import advance_kept, snapshot
 from lotterybook.foundations.hooks import ClipGradient, RateOfStep
 from lotterybook.foundations.randomness import mixed_seed
@@ -57,7 +57,7 @@ class Fixed(nn.Module):
     def value(self, x): return 10*x[:, :1] + 0*self.weight
 
 def rollouts_of(env, envs, length, steps, gamma=.5):
-    run = Run(Fixed(), torch.optim.SGD([torch.zeros(1)], .1) and None)
+    run = Run(Fixed())
     return run, list(rollouts(run, env, envs, length, gamma)(0, steps))
 
 # --- rollouts
@@ -103,7 +103,7 @@ def test_an_end_at_the_time_limit_is_an_end():
 
 def test_discounted_beside_a_sum():
     rewards, goes_on = torch.randn(6, 3), (torch.rand(6, 3) < .7).float()
-    beyond, got = torch.randn(3), None
+    beyond = torch.randn(3)
     got = discounted(rewards, goes_on, beyond, .9)
     for t, i in product(range(6), range(3)):
         total, weight = 0., 1.
@@ -135,6 +135,14 @@ def test_the_loss():
         params = list(net.parameters())
         for a, b in zip(torch.autograd.grad(loss, params), torch.autograd.grad(plain, params, retain_graph=True)):
             torch.testing.assert_close(a, b)
+
+def test_values_of_a_wrong_shape():
+    "They would broadcast: each value against each return."
+    class Column(ActorCritic):
+        def forward(self, x): return self.policy(x), self.value(x)
+    rollout = Rollout(torch.randn(5, 4), torch.zeros(5, dtype=torch.long), torch.randn(5))
+    with pytest.raises(ValueError, match=r'values of shape \(5, 1\) for 5 observations.*squeeze'):
+        actor_critic()(Column(4, 2, 8), rollout)
 
 # --- resuming
 
@@ -184,6 +192,31 @@ def test_a_file_knows_its_environment(tmp_path):
     with pytest.raises(ValueError, match='env'): train(run(), partial(Counter, limit=50))
     train(run(), partial(Counter, limit=5))
 
+def test_a_function_is_known_by_its_name():
+    "Its address is another one in the next process."
+    def limit(): return 5
+    class Limited(Counter):
+        def __init__(self, limit): super().__init__(limit=limit())
+    one, other = _described(partial(Limited, limit)), _described(partial(Limited, limit=limit))
+    assert one == _described(partial(Limited, limit)) != other and '0x' not in str([one, other])
+
+class Open(Counter):
+    "Counts what is open."
+    now = 0
+    def __init__(self, *args, **options): super().__init__(*args, **options); Open.now += 1
+    def close(self): Open.now -= 1
+
+def test_environments_are_closed():
+    "Also after an error."
+    play(lambda x: torch.zeros(len(x), 2), partial(Open, limit=3), range(4))
+    with pytest.raises(ZeroDivisionError): play(lambda x: 1/0, partial(Open, limit=3), range(4))
+    random_returns(partial(Open, limit=3), range(4))
+    class Matrix(Open): observation_space = gymnasium.spaces.Box(0, 1, (2, 2))
+    with pytest.raises(ValueError, match='a vector of numbers'): make_env(Matrix)
+    run = Run(Fixed())
+    list(rollouts(run, partial(Open, limit=3), 2, 5)(0, 2))
+    assert Open.now == 0
+
 # --- evaluation
 
 def test_play_by_hand():
@@ -198,6 +231,19 @@ def test_play_by_hand():
             total, over = total + reward, end or cut
         assert got == total
     assert play(net.policy, 'CartPole-v1', []).shape == (0,)
+
+def test_an_episode_without_end():
+    "Nothing would ever come back."
+    with pytest.raises(ValueError, match='goes on after 50 steps.*time limit'):
+        play(lambda x: torch.zeros(len(x), 2), Counter, range(2), longest=50)
+    assert play(lambda x: torch.zeros(len(x), 2), partial(Counter, limit=50), range(2), longest=50).tolist() == [50*51/2]*2
+
+def test_random_returns():
+    "Each action is as likely; the generator is as before."
+    before = torch.get_rng_state()
+    returns = random_returns('CartPole-v1', range(40), seed=3)
+    assert torch.get_rng_state().equal(before) and returns.equal(random_returns('CartPole-v1', range(40), seed=3))
+    assert not returns.equal(random_returns('CartPole-v1', range(40))) and 15 < returns.mean() < 32
 
 def test_three_kinds_of_episodes():
     "No training plays an episode of validation or test."
@@ -261,12 +307,13 @@ def test_every_option_counts():
         train_agent(third, 'CartPole-v1', steps=12, **given, **FEW)
         assert not same(run.net.state_dict(), third.net.state_dict()), change
 
-def test_the_gradient_is_clipped():
+@pytest.mark.parametrize('options, want', ((dict(), .5), (dict(clip=.2), .2)))
+def test_the_gradient_is_clipped(options, want):
     lengths = []
     class Length(Hook):
         def before_step(self, run): lengths.append(sum(p.grad.square().sum() for p in run.net.parameters()).sqrt().item())
-    train_agent(an_agent(), 'CartPole-v1', steps=12, hooks=[Length()], **FEW)  # after the clipping
-    assert max(lengths) == pytest.approx(.5, abs=1e-4)
+    train_agent(an_agent(), 'CartPole-v1', steps=12, hooks=[Length()], **FEW, **options)  # after the clipping
+    assert max(lengths) == pytest.approx(want, abs=1e-4)
 
 def test_dropout_only_while_training():
     "Test episodes are played in evaluation mode, and each layer has its mode afterwards."
@@ -343,7 +390,7 @@ def test_a_search_with_controls(tmp_path, changes):
         for _ in range(2): n -= round(rate*n)
         kept += n
     assert rows[2]['remaining'] == kept/total  # output layers at half the rate
-    (effects,) = mask_and_weights(rows*1 + [r | dict(seed=1) for r in rows], 'end_return')
+    (effects,) = mask_and_weights(rows + [r | dict(seed=1) for r in rows], 'end_return')
     assert effects['round'] == 2
     with pytest.raises(ValueError, match='gamma'): do(settings | dict(gamma=.5))
 
@@ -353,6 +400,19 @@ def test_a_search_with_controls(tmp_path, changes):
     (dict(lr=float('inf')), 'lr'), (dict(lr='a'), 'lr'), (dict(output_scale=6.), 'output_scale'), (dict(output_scale=-1), 'output_scale')))
 def test_wrong_settings(wrong, says):
     with pytest.raises(ValueError, match=says): control_settings(**wrong)
+
+@pytest.mark.parametrize('condition', ('ticket', 'reinit', 'random'))
+def test_controls_of_a_rewound_search_resume_their_episodes(condition):
+    "Their first steps have a seed of their own: long enough that episodes have ended before the rewind."
+    changes = dict(rewind_step=60, steps=80, hidden=16, eval_every=20, validation=1, test=1)
+    make_run, train, _ = control_parts(control_settings(**changes))
+    run = first_run(make_run, 0) if condition == 'ticket' else first_run(make_run, 0, condition, 1)
+    episodes = [(e['seed'], e['number'], list(e['actions'])) for e in run.extra['episodes']]
+    assert run.step == 60 and all(number >= 8 for _, number, _ in episodes)
+    begun = mixed_seed(run.seed, 'episode', episodes[0][1]) % 2**31
+    assert (episodes[0][0] == begun) == (condition == 'ticket')
+    train(run)
+    assert run.step == 80
 
 def test_rounds_of_a_rewound_search():
     "They begin after k updates of the dense agent, and its validations are not theirs."
@@ -395,6 +455,8 @@ def test_effects():
     assert e['by_seed'] == {s: dict(mask=240, values=12, order=8) for s in range(2)}
     with pytest.raises(ValueError, match='round 1, seed 0 has no permuted'):
         mask_and_weights(rows_of(dict(ticket=1, shuffled=1, random=1)), 'end_return')
+    lacking = [r for r in rows if (r['seed'], r['condition']) != (1, 'random')]
+    with pytest.raises(ValueError, match='round 1, seed 1 has no random'): mask_and_weights(lacking, 'end_return')
 
 def test_rows_of_two_environments():
     "They would overwrite each other."

@@ -11,7 +11,7 @@ from lotterybook.foundations.running import Hook, Run
 from lotterybook.foundations.training import evaluating
 from lotterybook.ordered_neurons.language_model import mean_nats
 from lotterybook.ordered_neurons.small_grammar import as_corpus
-from lotterybook.ordered_neurons.text import Vocabulary
+from lotterybook.ordered_neurons.text import Vocabulary, in_columns, stream
 from lotterybook.ordered_neurons.word_model import LanguageModel, window_loss
 from lotterybook.pruning.allocation import global_
 from lotterybook.pruning.masks import full_masks, remaining
@@ -62,7 +62,8 @@ def test_a_text_shorter_than_a_window():
 def test_the_vocabulary_of_a_ticket():
     other = as_corpus(600, 40, 40, 1, max_words=20)
     words = Vocabulary([*data.vocabulary, '<unk>'])
-    assert word_data(other, 6, vocabulary=words).vocabulary is words
+    found = word_data(other, 6, vocabulary=words)
+    assert found.vocabulary is words and found.train.equal(in_columns(stream(other.train, words), 6))
     assert word_data(text, 6, min_count=10**6).vocabulary.words == ['<eos>', '<unk>']
 
 # --- training
@@ -224,7 +225,8 @@ def test_rewound_to_step_k():
 @pytest.mark.parametrize('wrong, says', (
     (dict(encoder='gru'), 'gru'), (dict(hiden=3), 'unknown setting hiden'), (dict(steps=0), 'steps'),
     (dict(rate=1), 'rate'), (dict(rewind_step=200), 'leaves nothing'), (dict(data='mnist'), 'mnist'),
-    (dict(lr=-1), 'lr=-1'), (dict(clip=0), 'clip=0'), (dict(dropout=2), 'dropout'), (dict(sentences=0), 'sentences'),
+    (dict(lr=-1), 'lr=-1'), (dict(lr='a'), "lr='a'"), (dict(lr=float('inf')), 'lr=inf'), (dict(clip=0), 'clip=0'),
+    (dict(encoder='transformer', embedding=10), 'embedding=10 must be a multiple of heads=4'), (dict(dropout=2), 'dropout'), (dict(sentences=0), 'sentences'),
     (dict(prune_embedding='no'), "'no' must be True or False")))
 def test_wrong_settings(wrong, says):
     with pytest.raises(ValueError, match=says): language_settings(**wrong)

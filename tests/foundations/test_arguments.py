@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest, torch
 from hypothesis import given, settings, strategies as st
-from lotterybook.foundations.arguments import (check_settings, checked_fraction, checked_name, checked_size,
-                                               plain)
+from lotterybook.foundations.arguments import (check_settings, checked_fraction, checked_name, checked_number,
+                                               checked_size, plain, with_changes)
 
 def same(a, b): return type(a) is type(b) and repr(a) == repr(b)
 
@@ -34,6 +34,16 @@ def test_fractions():
 @pytest.mark.parametrize('wrong', [1, -.1, 1.2, math.nan, math.inf, '0.2', None, True, [.2], False])
 def test_wrong_fractions(wrong, zero): refused(checked_fraction, wrong, 'p', zero, why=f'p={wrong!r} must')
 
+def test_numbers():
+    assert same(checked_number(3, 'lr'), 3.) and checked_number(np.float32(.5), 'lr') == .5
+    assert checked_number(0, 'decay', zero=True) == 0 and checked_number(math.inf, 'clip', infinite=True) == math.inf
+    refused(checked_number, 0, 'lr', why='lr=0 must be a finite number above 0')
+    refused(checked_number, -1, 'decay', True, why='decay=-1 must be a finite number of at least 0')
+    refused(checked_number, 0, 'clip', False, True, why='clip=0 must be a number above 0')
+
+@pytest.mark.parametrize('wrong', [-.1, math.nan, math.inf, -math.inf, '0.2', None, True, [.2], False])
+def test_wrong_numbers(wrong): refused(checked_number, wrong, 'lr', True, why=f'lr={wrong!r} must')
+
 def test_names():
     "From a tuple, a table's keys, an iterator that is read once."
     assert checked_name('unbiased', ('released', 'unbiased'), 'builder') == 'unbiased'
@@ -49,7 +59,7 @@ def test_unknown_names(wrong): refused(checked_name, wrong, 'ab', 'net', why=f'u
                  st.lists(st.integers(), max_size=2)))
 def test_the_value_or_an_error(value):
     "No other error, and no third case, whatever is given."
-    for check, *rest in ((checked_size, 'it'), (checked_fraction, 'it'), (checked_name, ('a', 'b'), 'it')):
+    for check, *rest in ((checked_size, 'it'), (checked_fraction, 'it'), (checked_number, 'it'), (checked_name, ('a', 'b'), 'it')):
         try: out = check(value, *rest)
         except ValueError as e: assert repr(value) in str(e) and 'it' in str(e)
         else: assert out == value and not isinstance(value, bool)
@@ -125,3 +135,12 @@ def test_settings_that_are_not_plain(settings):
     "Refused on either side: what cannot be compared does not make a run another one."
     for sides in ((settings, {}), ({}, settings)):
         with pytest.raises(ValueError, match='settings may hold'): check_settings(*sides, 'runs/a')
+
+# --- changes
+
+def test_changes():
+    "Some settings with other values; a name that is not there is refused, and nothing is changed in place."
+    settings = dict(lr=.1, steps=100)
+    assert with_changes(settings, dict(lr=.2)) == dict(lr=.2, steps=100) and settings['lr'] == .1
+    with pytest.raises(ValueError, match='unknown setting learning_rate; known are lr, steps'):
+        with_changes(settings, dict(learning_rate=.2))

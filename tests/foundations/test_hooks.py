@@ -130,6 +130,7 @@ def test_losses_are_forgotten_after_a_look():
     for end, left in ((3, 3), (5, 0), (13, 3)):
         advance(run, total, ones, end, [FiniteLoss(5)])
         assert len(run.extra['losses']) == left
+        assert left or not run.extra['losses'].untyped_storage().nbytes()
 
 PAGE_FAULTS = """
 import resource, torch

@@ -63,7 +63,7 @@ def test_after_epoch_sees_what_was_validated_and_has_no_effect(tmp_path, through
 @pytest.mark.parametrize('wrong, why', [
     (dict(preset='large'), "unknown preset 'large'; known are ptb_paper, small"), (dict(lr=1.), 'unknown setting lr; known are encoder'),
     (dict(epochs=0), 'epochs=0'), (dict(epochs=1.5), 'epochs=1.5'), (dict(ar=-5), 'ar=-5'), (dict(hidden=8), 'hidden=8'),
-    *[(dict(learning_rate=o), f'learning_rate={o!r} must be a number above 0') for o in (math.nan, math.inf, None, True, '30', 0, -1.)]])
+    *[(dict(learning_rate=o), f'learning_rate={o!r} must be a finite number above 0') for o in (math.nan, math.inf, None, True, '30', 0, -1.)]])
 def test_wrong_settings(wrong, why):
     with pytest.raises(ValueError) as e: fit_lm(corpus, **wrong, progress=False)
     assert why in str(e.value)

@@ -137,7 +137,7 @@ def test_wilson_covers():
     for n, p in ((20, .3), (200, .9)): assert .93 < covered(n, p) < .98
     assert covered(20, .0088) == pytest.approx(.838, abs=1e-3)             # very near 0 it covers less: one success is already too many
 
-@pytest.mark.parametrize('ask, why', [((3, 2), '3 right of 2 is not a share'), ((1, 2, 0), 'z=0 must be above 0')])
+@pytest.mark.parametrize('ask, why', [((3, 2), '3 right of 2 is not a share'), ((1, 2, 0), 'z=0 must be a finite number above 0')])
 def test_no_share(ask, why):
     with pytest.raises(ValueError, match=why): wilson(*ask)
 

@@ -67,7 +67,7 @@ def test_weights_whose_squares_leave_float32(factor):
 def test_gains_that_are_none(gain):
     net, masks = pruned_net()
     before = snapshot(net)
-    with pytest.raises(ValueError, match='gain=.* must be a number above 0'): scale_layers(net, masks, gain)
+    with pytest.raises(ValueError, match='gain=.* must be a finite number above 0'): scale_layers(net, masks, gain)
     assert same(snapshot(net), before)
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf])
