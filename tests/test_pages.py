@@ -220,15 +220,17 @@ def test_saved_pictures_have_a_palette(tmp_path):
     fig.savefig(drawn, facecolor='white')
     many = Image.open(drawn)
     many.putpixel((3, 3), (255, 0, 255, 255))
-    clear = many.copy()
+    clear, deep = many.copy(), Image.effect_noise((40, 40), 60).convert('I;16')
     clear.putpixel((5, 5), (0, 0, 0, 0))
+    keyed = many.convert('RGB')
+    keyed.info['transparency'] = (255, 255, 255)
     page, copy = toy_page(tmp_path/'100_page.ipynb', '0'), tmp_path/'copy.ipynb'
     notebook = json.loads(page.read_text())
-    notebook['cells'][-1]['outputs'] = before = [shown(many), shown(clear)]
+    notebook['cells'][-1]['outputs'] = before = [*map(shown, (many, clear, deep, keyed))]
     copy.write_text(json.dumps(notebook))
     save_outputs(page, copy)
-    few, same = page_cells(page)[-1]['outputs']
-    assert same == before[1] and few['data']['text/plain'] == ['a figure']
+    few, *same = page_cells(page)[-1]['outputs']
+    assert same == before[1:] and few['data']['text/plain'] == ['a figure']
     assert len(few['data']['image/png']) < len(before[0]['data']['image/png'])/2
     differ = ImageChops.difference(read(few).convert('RGB'), many.convert('RGB'))
     assert max(high for _, high in differ.getextrema()) <= 32 and read(few).convert('RGB').getpixel((3, 3))[1] < 30

@@ -33,7 +33,7 @@ from ..pruning.allocation import per_layer
 from ..pruning.masks import full_masks
 from ..pruning.schedules import pruner
 from ..tickets.late_rewinding import rewound_to
-from ..tickets.replicates import check_rewind_step
+from ..tickets.replicates import check_rewind_step, rows_by_run
 
 # %% ../../nbs/5_beyond_vision/510_tickets_in_control.ipynb #export-objective
 def actor_critic(
@@ -93,6 +93,9 @@ def make_env(
                           'pip install "lotterybook[control]"') from e
     except gymnasium.error.UnregisteredEnv as e:
         raise ValueError(f'Gymnasium knows no environment {env!r}: {e}') from e
+    if not isinstance(game, gymnasium.Env):
+        raise ValueError(f'{env!r:.60} gives a {type(game).__name__}, not an environment of '
+                         'Gymnasium: does it return one?')
     with closing(game):
         if not isinstance(env, str):
             other = make()
@@ -145,18 +148,21 @@ class _Games:
     "Environments side by side. An unfinished episode is its number, seed and actions so far."
     def __init__(self, make: Callable, envs: int, run: Run):
         from gymnasium.vector import AutoresetMode, SyncVectorEnv
-        self.games    = SyncVectorEnv([make]*envs, copy=False,
-                                      autoreset_mode=AutoresetMode.DISABLED)
         self.seed     = run.seed
         self.episodes = run.extra.setdefault('episodes',
                                              [dict(number=i, actions=[]) for i in range(envs)])
         if len(self.episodes) != envs:
             raise ValueError(f'envs={envs}, but the run is in {len(self.episodes)} episodes')
+        self.games    = SyncVectorEnv([make]*envs, copy=False,
+                                      autoreset_mode=AutoresetMode.DISABLED)
         for episode in self.episodes:  # the steps before a rewind may have had another seed
             episode.setdefault('seed', self._seed_of(episode['number']))
         self.device   = next(run.net.parameters()).device
         self.choices  = int(self.games.single_action_space.n)
-        self.now      = self._begin(np.ones(envs, bool)).copy()
+
+    def resume(self) -> None:
+        "Begin all episodes, and repeat their actions."
+        self.now = self._begin(np.ones(len(self.episodes), bool)).copy()
         for i, (game, episode) in enumerate(zip(self.games.envs, self.episodes)):
             for action in episode['actions']:
                 self.now[i], _, ended, cut, _ = game.step(action)
@@ -227,6 +233,7 @@ def rollouts(
         "The rollouts of the steps from start to end - 1."
         games = _Games(make, envs, run)
         try:
+            games.resume()
             for step in range(start, end):
                 yield games.play(unwrapped(run.net), length, gamma)
         finally: games.close()
@@ -243,6 +250,7 @@ def play(
 ) -> Tensor:                  # `(episodes,)` float64
     "The return of each episode."
     make, seeds = make_env(env), list(seeds)
+    checked_size(longest, 'longest')
     device  = next(policy.parameters()).device if isinstance(policy, nn.Module) else 'cpu'
     with ExitStack() as stack:
         games   = [stack.enter_context(closing(make())) for _ in seeds]
@@ -261,8 +269,8 @@ def play(
                 if not (ended or cut): still.append(i)
             playing = still
     if playing:
-        raise ValueError(f'an episode goes on after {longest} steps: give the environment a time '
-                         'limit, as gymnasium.make(…, max_episode_steps=500) does')
+        raise ValueError(f'an episode goes on after longest={longest} steps: give the environment '
+                         'a time limit, as gymnasium.make(…, max_episode_steps=500) does')
     return torch.tensor(returns, dtype=torch.float64)
 
 def random_returns(
@@ -307,6 +315,7 @@ def train_agent(
     "Train an agent; early stop by validation episodes, test episodes last. Mnih et al. (2016)."
     check_begin(run, steps, eval_every=eval_every, save_every=save_every,
                  validation=validation, test=test)
+    checked_number(clip, 'clip', infinite=True)
     trials  = episode_seeds(run.seed, 'validation', validation)
     batches = seeded(rollouts(run, env, envs, length, gamma), run.seed)
     def measure(net):
@@ -327,16 +336,18 @@ def train_agent(
 
 def _described(env: str | Callable) -> list:
     "What tells an environment from others: its name, spaces and time limit."
-    def name(o):  # of a function without its address, which is another in the next process
-        if isinstance(o, partial):
-            return [name(o.func), [*map(name, o.args)], {k: name(v) for k, v in o.keywords.items()}]
-        if callable(o): return getattr(o, '__qualname__', type(o).__name__)
+    def name(o):
+        if isinstance(o, partial): return [name(o.func), name(o.args), name(o.keywords)]
+        if isinstance(o, list | tuple): return [*map(name, o)]
+        if isinstance(o, dict): return {k: name(v) for k, v in o.items()}
+        if hasattr(o, '__qualname__'): return o.__qualname__  # a function's or class's
+        if type(o).__repr__ is object.__repr__:  # its address is another in the next process
+            raise ValueError(f'{o!r} in env cannot be told from others in a file: '
+                             f'give {type(o).__name__} a __repr__')
         return o if isinstance(o, str) else repr(o)
-    game = make_env(env)()
-    limit = getattr(game.spec, 'max_episode_steps', None)
-    spaces = str(game.observation_space), str(game.action_space)
-    game.close()
-    return [name(env), *spaces, limit]
+    with closing(make_env(env)()) as game:
+        limit = getattr(game.spec, 'max_episode_steps', None)
+        return [name(env), str(game.observation_space), str(game.action_space), limit]
 
 def _agent_outcome(run: Run, env: str | Callable, trials: list[int], tests: list[int]) -> dict:
     "The results, with a warning if the agent never did better than at random."
@@ -361,7 +372,7 @@ def mask_and_weights(
 ) -> list[dict]:       # per round: round, remaining; mask, values, order: mean, low, high; by_seed
     ("How much of a ticket's lead over random subnetworks is due to its mask, to the values of its "
      "weights, and to their order, which is that of Vischer et al. (2021), figure 1.")
-    at, out = _one_search(rows), []
+    at, out = rows_by_run(rows), []
     for round in sorted({n for n, _, c in at if c in _FIVE[1:]}):
         seeds, by_seed = sorted({s for n, s, _ in at if n == round}), {}
         for s in seeds:
@@ -378,17 +389,6 @@ def mask_and_weights(
                         **parts, by_seed=by_seed))
     return out
 
-def _one_search(rows: list[dict]) -> dict[tuple, dict]:
-    "Rows by round, seed and condition, each of them once."
-    at = {}
-    for row in rows:
-        key = row['round'], row['seed'], row['condition']
-        if key in at:
-            raise ValueError(f'two rows of round {key[0]}, seed {key[1]}, {key[2]}: '
-                             'give the rows of one search, as of one environment')
-        at[key] = row
-    return at
-
 _FIVE = ('ticket', 'permuted', 'reinit', 'shuffled', 'random')
 
 def unlearned(
@@ -396,7 +396,7 @@ def unlearned(
 ) -> str:              # a sentence
     "Which agents did not learn. Their returns are in every mean, so say how many they are."
     count = {}
-    for row in _one_search(rows).values():
+    for row in rows_by_run(rows).values():
         group = count.setdefault((row['condition'], row['remaining']), [])
         group.append(row['learned'])
     lost = [f'{c} at {left:.1%}: {len(o) - sum(o)} of {len(o)}'
@@ -498,7 +498,7 @@ def draw_returns(
     import matplotlib.pyplot as plt
     from lotterybook.foundations.plots import label_ends, remaining_axis, style
     from lotterybook.tickets.controls import CONDITIONS
-    if not _one_search(rows): raise ValueError('no rows: give it those that search returns')
+    if not rows_by_run(rows): raise ValueError('no rows: give it those that search returns')
     if ax is None: _, ax = plt.subplots(figsize=(6, 3.2))
     def draw(here, color, shift=1.):
         "One point for each agent; shifted a little, so that none hides another."

@@ -9,6 +9,7 @@ __all__ = ['checked_size', 'checked_fraction', 'checked_number', 'checked_name',
 import json
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -44,10 +45,12 @@ def checked_number(
 ) -> float:                 # `number`
     "A number above 0, or a ValueError that names it."
     if isinstance(number, Real) and not isinstance(number, bool):
-        if (0 < number < math.inf or zero and number == 0 or
-                infinite and number == math.inf): return float(number)
-    raise ValueError(f'{name}={number!r} must be a ' + ('' if infinite else 'finite ') +
-                     ('number of at least 0' if zero else 'number above 0'))
+        with suppress(OverflowError):  # of a whole number too large for a float
+            value = float(number)
+            if (0 < value < math.inf or zero and value == 0 or
+                    infinite and value == math.inf): return value
+    raise ValueError(f'{name}={number!r} must be a {"" if infinite else "finite "}number '
+                     f'{"of at least" if zero else "above"} 0, and is a {type(number).__name__}')
 
 # %% ../../nbs/7_foundations/700_arguments.ipynb #export-name
 def checked_name(

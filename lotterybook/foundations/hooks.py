@@ -52,12 +52,13 @@ def losses_due(
     end: int | None = None,  # check after this step, too
 ) -> Tensor | None:          # `(steps, ...)`; None: this is no step of a check
     "Remember the loss of this step; at a check, all losses since the last one."
-    before = run.extra.setdefault('losses', run.loss.new_empty(0, *run.loss.shape))
+    kept = run.extra.pop('losses', None)
+    if isinstance(kept, list): kept = torch.stack(kept) if kept else None  # of an older file
     # one tensor: a small one kept from every step could stand in a place of large ones
-    losses = torch.cat([before, run.loss[None]])
-    due    = not run.step % every or run.step == end or run.stopped
-    run.extra['losses'] = torch.empty_like(losses[:0]) if due else losses
-    return losses if due else None
+    losses = torch.cat([run.loss[None]] if kept is None else [kept, run.loss[None]])
+    if not run.step % every or run.step == end or run.stopped: return losses
+    run.extra['losses'] = losses
+    return None
 
 class FiniteLoss(Hook):
     "Stop with an error that names the step if a loss is not finite."

@@ -33,10 +33,9 @@ def pgd_training(
     step_size: float | None = None, # α, of each of them; None: 2.5 ε/steps
 ) -> Objective:     # of pairs of inputs in [0, 1] and labels
     "The loss on attacked examples, the inner maximum of Madry et al. (2018), equation 2.1."
-    if not 0 < eps <= 1: raise ValueError(f'eps={eps!r} must be above 0, and at most 1')
+    if checked_number(eps, 'eps') > 1: raise ValueError(f'eps={eps!r} must be at most 1')
     checked_size(steps, 'steps')
-    alpha = 2.5*eps/steps if step_size is None else step_size
-    checked_number(alpha, 'step_size')
+    alpha = 2.5*eps/steps if step_size is None else checked_number(step_size, 'step_size')
     def objective(net, batch):
         "Uphill from a random start; unlike `pgd`, also where the class is wrong already."
         x, y = batch

@@ -6,8 +6,8 @@ resume it."""
 # %% auto #0
 __all__ = ['COLUMNS', 'MEASURES', 'search_plan', 'run_file', 'runs_before', 'check_rewind_step', 'search_settings', 'search_data',
            'step_file', 'augments', 'recipe_run', 'recipe_pruner', 'classification_parts', 'ticket_file', 'run_one',
-           'table_row', 'finished_runs', 'search', 'folder_settings', 'claimed', 'draw_measure', 'draw_search',
-           'CONDITIONS']
+           'table_row', 'finished_runs', 'search', 'folder_settings', 'claimed', 'rows_by_run', 'draw_measure',
+           'draw_search', 'CONDITIONS']
 
 # %% ../../nbs/3_tickets/325_replicates.ipynb #export-imports
 import os
@@ -418,12 +418,27 @@ MEASURES = {  # label, factor
     'mean_return':    ('mean of all validation returns', 1),
     'f1_released':    ('F1 of the trees (%)', 100)}
 
+def rows_by_run(
+    rows: Iterable[dict],  # of one `search`
+) -> dict[tuple, dict]:    # by round, seed and condition
+    "Rows of a search, each run once; a ValueError if they are of several searches."
+    at = {}
+    for row in rows:
+        key = row['round'], row['seed'], row['condition']
+        if key in at:
+            raise ValueError(f'two rows of round {key[0]}, seed {key[1]}, {key[2]}: '
+                             'give the rows of one search, as of one environment')
+        at[key] = row
+    return at
+
 def draw_measure(
     ax: Any,          # where to draw: matplotlib's axes
     rows: list[dict], # of `search`
     measure: str,     # the column
 ) -> None:
     "One measure of each condition and seed against weights remaining."
+    if not rows_by_run(rows): raise ValueError('no rows: give it those that search returns')
+    checked_name(measure, rows[0], 'measure')
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
     from lotterybook.foundations import plots
     label, scale = MEASURES.get(measure, (measure, 1))

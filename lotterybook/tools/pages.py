@@ -351,10 +351,13 @@ def _whole(outputs):
         else: yield from (first, *others)
 
 def _with_palette(png):
-    "The same picture in 256 colours, both as base64; one that is transparent stays as it is."
+    "The same picture in 256 colours, as base64; one of a rarer kind or transparent as it is."
     from PIL import Image
+    png = ''.join(png)  # a notebook may keep it as a list of lines
     picture, small = Image.open(BytesIO(b64decode(png))), BytesIO()
-    if picture.mode == 'P' or 'A' in picture.mode and picture.getextrema()[-1][0] < 255: return png
+    clear = ('transparency' in picture.info or
+             'A' in picture.mode and picture.getextrema()[-1][0] < 255)
+    if picture.mode not in ('L', 'LA', 'RGB', 'RGBA') or clear: return png
     few = picture.convert('RGB').quantize(256, Image.Quantize.MAXCOVERAGE,  # rare colours stay
                                           dither=Image.Dither.NONE)
     few.save(small, 'PNG', optimize=True)

@@ -10,7 +10,7 @@ from sameness import same
 from torch import nn
 from torch.nn import functional as F
 from lotterybook.beyond_vision.tickets_in_control import (
-    AGENTS, INPUTS, ActorCritic, Rollout, _described, actor_critic, control_parts, control_settings,
+    AGENTS, INPUTS, ActorCritic, Rollout, _described, _Games, actor_critic, control_parts, control_settings,
     discounted, draw_inputs, draw_returns, episode_seeds, make_env, mask_and_weights, paths, play,
     random_returns, rollouts, train_agent, unlearned)
 from lotterybook.foundations.checkpoints import advance_kept, snapshot
@@ -199,6 +199,11 @@ def test_a_function_is_known_by_its_name():
         def __init__(self, limit): super().__init__(limit=limit())
     one, other = _described(partial(Limited, limit)), _described(partial(Limited, limit=limit))
     assert one == _described(partial(Limited, limit)) != other and '0x' not in str([one, other])
+    class Five:
+        def __call__(self): return 5
+    with pytest.raises(ValueError, match='in env cannot be told from others.*give Five a __repr__'): _described(partial(Limited, Five()))
+    Five.__repr__ = lambda self: 'Five()'
+    assert 'Five()' in str(_described(partial(Limited, Five())))
 
 class Open(Counter):
     "Counts what is open."
@@ -215,6 +220,9 @@ def test_environments_are_closed():
     with pytest.raises(ValueError, match='a vector of numbers'): make_env(Matrix)
     run = Run(Fixed())
     list(rollouts(run, partial(Open, limit=3), 2, 5)(0, 2))
+    with pytest.raises(ValueError, match='envs=3, but'): list(rollouts(run, partial(Open, limit=3), 3, 5)(2, 3))
+    run.extra['episodes'][0]['actions'] = [0]*4
+    with pytest.raises(ValueError, match='ends sooner'): list(rollouts(run, partial(Open, limit=3), 2, 5)(2, 3))
     assert Open.now == 0
 
 # --- evaluation
@@ -234,12 +242,19 @@ def test_play_by_hand():
 
 def test_an_episode_without_end():
     "Nothing would ever come back."
-    with pytest.raises(ValueError, match='goes on after 50 steps.*time limit'):
+    with pytest.raises(ValueError, match='goes on after longest=50 steps.*time limit'):
         play(lambda x: torch.zeros(len(x), 2), Counter, range(2), longest=50)
     assert play(lambda x: torch.zeros(len(x), 2), partial(Counter, limit=50), range(2), longest=50).tolist() == [50*51/2]*2
 
 def test_random_returns():
     "Each action is as likely; the generator is as before."
+    chosen = []
+    class Seen(Counter):
+        def step(self, action):
+            chosen.append(int(action))
+            return super().step(action)
+    random_returns(partial(Seen, limit=2000), [0])
+    assert sum(chosen)/2000 == pytest.approx(.5, abs=.04)
     before = torch.get_rng_state()
     returns = random_returns('CartPole-v1', range(40), seed=3)
     assert torch.get_rng_state().equal(before) and returns.equal(random_returns('CartPole-v1', range(40), seed=3))
@@ -307,6 +322,9 @@ def test_every_option_counts():
         train_agent(third, 'CartPole-v1', steps=12, **given, **FEW)
         assert not same(run.net.state_dict(), third.net.state_dict()), change
 
+def test_a_wrong_clip():
+    with pytest.raises(ValueError, match='clip=0 must be'): train_agent(an_agent(), 'CartPole-v1', steps=2, clip=0, **FEW)
+
 @pytest.mark.parametrize('options, want', ((dict(), .5), (dict(clip=.2), .2)))
 def test_the_gradient_is_clipped(options, want):
     lengths = []
@@ -351,7 +369,7 @@ the_same = Counter()
 @pytest.mark.parametrize('env, says', (('CartPol-v1', 'CartPole'), ('CartPole-v9', 'v9'), ('Pendulum-v1', 'one of the actions 0, 1'),
                                        ('FrozenLake-v1', 'a vector of numbers'), (From1, 'one of the actions 0, 1'),
                                        (Switches, 'one of the actions'), (the_same, 'nor a function that makes one'),
-                                       (lambda: the_same, 'must make a new one')))
+                                       (lambda: the_same, 'must make a new one'), (lambda: None, 'gives a NoneType, not an environment')))
 def test_an_environment_that_does_not_fit(env, says):
     with pytest.raises(ValueError, match=says): make_env(env)
 
@@ -411,6 +429,14 @@ def test_controls_of_a_rewound_search_resume_their_episodes(condition):
     assert run.step == 60 and all(number >= 8 for _, number, _ in episodes)
     begun = mixed_seed(run.seed, 'episode', episodes[0][1]) % 2**31
     assert (episodes[0][0] == begun) == (condition == 'ticket')
+    games = _Games(make_env('CartPole-v1'), 8, run)
+    games.resume()
+    for (seed, _, actions), now in zip(episodes, games.now):
+        game = gymnasium.make('CartPole-v1')
+        seen = game.reset(seed=seed)[0]
+        for action in actions: seen = game.step(action)[0]
+        assert (seen == now).all()
+    games.close()
     train(run)
     assert run.step == 80
 
