@@ -49,8 +49,9 @@ def checked_number(
             value = float(number)
             if (0 < value < math.inf or zero and value == 0 or
                     infinite and value == math.inf): return value
+    kind = '' if isinstance(number, Real) else f', not of type {type(number).__name__}'
     raise ValueError(f'{name}={number!r} must be a {"" if infinite else "finite "}number '
-                     f'{"of at least" if zero else "above"} 0, and is a {type(number).__name__}')
+                     f'{"of at least" if zero else "above"} 0{kind}')
 
 # %% ../../nbs/7_foundations/700_arguments.ipynb #export-name
 def checked_name(
