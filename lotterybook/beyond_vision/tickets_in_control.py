@@ -337,6 +337,7 @@ def train_agent(
 def _described(env: str | Callable) -> list:
     "What tells an environment from others: its name, spaces and time limit."
     def name(o):
+        "What stands for a part of it, the same in every process."
         if isinstance(o, partial): return [name(o.func), name(o.args), name(o.keywords)]
         if isinstance(o, list | tuple): return [*map(name, o)]
         if isinstance(o, dict): return {k: name(v) for k, v in o.items()}

@@ -131,6 +131,21 @@ def test_losses_are_forgotten_after_a_look():
         advance(run, total, ones, end, [FiniteLoss(5)])
         assert len(run.extra.get('losses', ())) == left
 
+def test_losses_of_an_older_file():
+    "There they are a list, of some or of none."
+    for before in ([], [torch.tensor(1.), torch.tensor(math.nan)]):
+        run = advance(linear_run(), total, ones, 2)
+        run.extra['losses'] = before
+        if not before: advance(run, total, ones, 4, [FiniteLoss(3)])
+        else:
+            with pytest.raises(FloatingPointError, match='step 1 is nan'): advance(run, total, ones, 4, [FiniteLoss(3)])
+
+def test_losses_of_another_shape_after_a_look():
+    "As of a last batch that is smaller, each loss looked at by itself."
+    def vector(net, x): return net(x).flatten()
+    def batches(start, end): return (torch.ones(5 - step, 3) for step in range(start, end))
+    assert advance(linear_run(), vector, batches, 3, [FiniteLoss(1)]).step == 3
+
 PAGE_FAULTS = """
 import resource, torch
 from torch import nn
@@ -150,21 +165,6 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 steps(40)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)/10)
 """
-
-def test_losses_of_an_older_file():
-    "There they are a list, of some or of none."
-    for before in ([], [torch.tensor(1.), torch.tensor(math.nan)]):
-        run = advance(linear_run(), total, ones, 2)
-        run.extra['losses'] = before
-        if not before: advance(run, total, ones, 4, [FiniteLoss(3)])
-        else:
-            with pytest.raises(FloatingPointError, match='step 1 is nan'): advance(run, total, ones, 4, [FiniteLoss(3)])
-
-def test_losses_of_another_shape_after_a_look():
-    "As of a last batch that is smaller, each loss looked at by itself."
-    def vector(net, x): return net(x).flatten()
-    def batches(start, end): return (torch.ones(5 - step, 3) for step in range(start, end))
-    assert advance(linear_run(), vector, batches, 3, [FiniteLoss(1)]).step == 3
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='memory is kept with glibc only')
 def test_kept_losses_take_no_place_of_large_tensors():
