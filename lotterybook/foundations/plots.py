@@ -216,7 +216,7 @@ def caption(
     if seeds >= _ENOUGH:
         text = f'Thin: {seeds} seeds. Bold: their mean. Band: 95 % t interval of the mean.'
     else:
-        text = 'One seed.' if seeds == 1 else f'{seeds} seeds, each drawn; too few for an interval.'
+        text = 'One seed.' if seeds == 1 else f'{seeds} seeds, each plotted; too few for a band.'
     text = f'{text} {more}'.strip()
     fig.supxlabel(text, x=.01, ha='left', fontsize=8, color='#555555')
     return text
