@@ -13,7 +13,7 @@ from lotterybook.tools.pages import find_pages
 root    = Path(__file__).resolve().parent.parent
 sliders = [o for o in find_pages(folder=root/'nbs') if re.search(r'import\b[^"]*\binteract\b', o.read_text(encoding='utf-8'))]
 if not os.environ.get('LOTTERYBOOK_ALL_SLIDERS'): # three pages, one of each part that has some, are enough for every day
-    sliders = [o for o in sliders if o.stem in ('110_cumax', '220_allocation', '310_iterative')]
+    sliders = [o for o in sliders if o.stem in ('110_cumax', '220_allocation', '300_rewinding')]
 wait    = 120_000 # milliseconds for any one step
 
 def free_port():
