@@ -309,7 +309,7 @@ def train_agent(
     hooks: Iterable[Hook] = (),# more of them, before validation
     file: str | Path | None = None, # for the run's state; None: not saved
     settings: dict | None = None,   # more that would change the result
-    save_every: int = 1000,    # updates between writes
+    save_every: int = 5000,    # updates between writes
 ) -> dict: # stop_step, stop_return, end_return (test), mean_return (validation), learned, history,
            # floor: the highest return of random actions in one of the validation episodes
     "Train an agent; early stop by validation episodes, test episodes last. Mnih et al. (2016)."

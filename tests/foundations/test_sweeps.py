@@ -1,6 +1,7 @@
 "Sweeps: order, failures, retries, kills, folders removed, names, damaged files."
 import json, mmap, os, platform, re, shutil, signal, subprocess, sys, threading, time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 import pytest
@@ -367,3 +368,28 @@ def test_settings_of_a_sweep_without_results_may_change(tmp_path):
         return sweep(scaled, [dict(value=2)], tmp_path, executor=ThreadPoolExecutor(1), progress=False, settings=settings)
     with pytest.raises(RunFailed): swept(factr=3)
     assert swept(factor=3) == [dict(value=6)]
+
+def rounds_in_order(workers, seeds, rounds, tmp_path):
+    "The order in which chains of rounds begin on threads, each run as long as the others; their steps of time."
+    clock = threading.Barrier(workers)
+    order = []
+    def noted(config):
+        order.append((config['seed'], config['round']))
+        with suppress(threading.BrokenBarrierError): clock.wait(.5)  # all of a step of time end together
+        return {}
+    def last(config): return [dict(config, round=config['round'] - 1)] if config['round'] else []
+    plan = [dict(seed=s, round=r) for s in range(seeds) for r in range(rounds)]
+    with ThreadPoolExecutor(workers) as pool:
+        sweep(noted, plan, tmp_path, workers=workers, executor=pool, after=last, progress=False)
+    return order
+
+def test_no_chain_is_left_to_go_on_alone(tmp_path):
+    "Three chains of six on two workers: nine steps of time, not twelve."
+    order = rounds_in_order(2, 3, 6, tmp_path)
+    assert {s for s, _ in order[:6]} == {0, 1}  # in order as long as nothing is lost by it
+    pairs = [{s for s, _ in order[i:i + 2]} for i in range(0, 18, 2)]
+    assert all(len(pair) == 2 for pair in pairs)
+
+def test_one_worker_keeps_the_order(tmp_path):
+    order = rounds_in_order(1, 3, 4, tmp_path)
+    assert order == [(s, r) for s in range(3) for r in range(4)]
