@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['write_atomically', 'make_folder', 'checked_file_name', 'read_json', 'folder_lock', 'DataFiles', 'data_folder',
-           'unpack', 'read_pickle', 'fetch_files', 'read_files']
+           'unpack', 'fetch_files', 'read_files', 'read_pickle']
 
 # %% ../../nbs/7_foundations/705_files.ipynb #export-imports
 import gzip
@@ -198,27 +198,6 @@ def unpack(
                          'put a good copy there') from e
     return {PurePosixPath(path).name: file for path, file in files.items()}
 
-# %% ../../nbs/7_foundations/705_files.ipynb #export-pickle
-class _Plain(pickle.Unpickler):
-    "Reads plain values, and what is admitted."
-    admitted: dict[tuple[str, str], object] = {}
-    def find_class(self, module, name):
-        if (module, name) in self.admitted: return self.admitted[module, name]
-        raise ValueError(f'it needs {module}.{name}, which may run any code')
-
-def read_pickle(
-    content: bytes,                                       # of one file
-    path: str | Path,                                     # for the error
-    admitted: dict[tuple[str, str], object] | None = None,# by module and name; None: nothing
-    encoding: str = 'utf-8',                              # of the text of Python 2
-) -> object:                                              # what was written
-    "Read a pickle of plain values; anything else in it is refused, and nothing is run."
-    reader = _Plain(io.BytesIO(content), encoding=encoding)
-    reader.admitted = admitted or {}
-    try: return reader.load()
-    except Exception as e:  # a damaged pickle raises any kind of error
-        raise ValueError(f'{path} is refused: {e}') from e
-
 # %% ../../nbs/7_foundations/705_files.ipynb #export-own
 def _verified(content: bytes, expected: str, place: str, files: DataFiles, file: str) -> bytes:
     "`content`, if it has the right checksum."
@@ -284,3 +263,24 @@ def read_files(
 ) -> dict[str, bytes]:                 # contents by public name
     "The contents of a data set's files, verified."
     return {file: content for file, (_, content) in _held(files, folder).items()}
+
+# %% ../../nbs/7_foundations/705_files.ipynb #export-pickle
+class _Plain(pickle.Unpickler):
+    "Reads plain values, and what is admitted."
+    admitted: dict[tuple[str, str], object] = {}
+    def find_class(self, module, name):
+        if (module, name) in self.admitted: return self.admitted[module, name]
+        raise ValueError(f'it needs {module}.{name}, which may run any code')
+
+def read_pickle(
+    content: bytes,                                       # of one file
+    path: str | Path,                                     # for the error
+    admitted: dict[tuple[str, str], object] | None = None,# by module and name; None: nothing
+    encoding: str = 'utf-8',                              # of the text of Python 2
+) -> object:                                              # what was written
+    "Read a pickle of plain values; anything else in it is refused, and nothing is run."
+    reader = _Plain(io.BytesIO(content), encoding=encoding)
+    reader.admitted = admitted or {}
+    try: return reader.load()
+    except Exception as e:  # a damaged pickle raises any kind of error
+        raise ValueError(f'{path} is refused: {e}') from e

@@ -164,11 +164,12 @@ def _note_chains(todo: dict[str, _Task]) -> None:
         for o in needs[n]: todo[o].chain = max(todo[o].chain, todo[n].chain + 1)
 
 def _chosen(todo: dict[str, _Task], done: dict, at_once: int, free: int) -> list[str]:
-    "The runs that begin now: in order, but near the end those of long chains. Hu (1961)."
-    ready   = [n for n, task in todo.items() if task.needs <= done.keys()]
-    longest = max((todo[n].chain for n in ready), default=0)
-    if len(ready) > free and longest*at_once >= len(todo):  # it would go on alone at the end
-        ready.sort(key=lambda n: -todo[n].chain)
+    "The runs that begin now: in order, but first those that begin too long a chain. Hu (1961)."
+    ready = [n for n, task in todo.items() if task.needs <= done.keys()]
+    def alone(n):
+        "The length of its chain, if that would go on alone at the end; else 0."
+        return todo[n].chain if todo[n].chain*at_once >= len(todo) else 0
+    if len(ready) > free: ready.sort(key=alone, reverse=True)  # stable: the others stay in order
     return ready[:free]
 
 def _submitted(executor: Executor, run: Callable, config: dict) -> Future:

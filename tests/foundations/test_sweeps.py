@@ -370,12 +370,12 @@ def test_settings_of_a_sweep_without_results_may_change(tmp_path):
     assert swept(factor=3) == [dict(value=6)]
 
 def rounds_in_order(workers, seeds, rounds, tmp_path):
-    "The order in which chains of rounds begin on threads, each run as long as the others; their steps of time."
+    "The order in which chains of rounds begin on threads, each run as long as the others."
     clock = threading.Barrier(workers)
     order = []
     def noted(config):
         order.append((config['seed'], config['round']))
-        with suppress(threading.BrokenBarrierError): clock.wait(.5)  # all of a step of time end together
+        with suppress(threading.BrokenBarrierError): clock.wait(30)  # all of a step of time end together
         return {}
     def last(config): return [dict(config, round=config['round'] - 1)] if config['round'] else []
     plan = [dict(seed=s, round=r) for s in range(seeds) for r in range(rounds)]
