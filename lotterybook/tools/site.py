@@ -342,6 +342,7 @@ globals().update(_settings)
 def _faults(what, lines):
     "A message that names the first twenty faults."
     more = ', and more' if len(lines) > 20 else ''
+    if len(lines) == 1: what = what.removesuffix('s')
     return f'no site: {len(lines)} {what} in the book: ' + '; '.join(lines[:20]) + more
 
 def _run_sphinx(source, target):
