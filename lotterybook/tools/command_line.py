@@ -207,7 +207,7 @@ def _run(pages, parameter, **flags):
 
 def _find(**flags):
     from lotterybook.tools.find import find
-    find(**flags) # the rows; what matters is told and written
+    find(**flags) # prints and saves what matters; the rows are not needed
 
 def _compare(methods=None, method=(), **flags):
     from lotterybook.tools.compare import compare
@@ -245,7 +245,7 @@ def _lab(folder, **options):
 def main(
     argv=None # arguments; default: those of the process
 ) -> int:     # exit code
-    "The command `lotterybook`: read the arguments, do as they say, return the exit code."
+    "The command `lotterybook`: read the arguments, run the command, return the exit code."
     flags = vars(parser().parse_args(argv))
     command = flags.pop('command')
     if not command:
