@@ -1,11 +1,12 @@
 "What several tests need: the checkout, the real data, a browser. Without the last two, tests skip aloud."
-import os, shutil
+import os, shutil, signal
 from pathlib import Path
 import pytest
 
 root = Path(__file__).resolve().parent.parent
 os.environ['TQDM_DISABLE'] = '1' # no progress bars in what the tests read
 if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS', '1') # side by side: a core each
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler) # in a shell's background
 
 def seed():
     "PyTorch's global generator as new: a network that a test makes without a seed is the same in every run"
