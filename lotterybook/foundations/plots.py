@@ -93,7 +93,9 @@ def _remaining_locator():
     "Ticks at 1, 2 and 5 of each decade; at every digit where less than half a decade is seen."
     from matplotlib.ticker import LogLocator
     class Locator(LogLocator):
+        "Ticks at 1, 2 and 5 of each power of ten; at all of 1 to 9 on a short axis."
         def tick_values(self, vmin, vmax):
+            "Between the ends of the axis, whichever comes first."
             low, high = sorted((vmin, vmax))  # an inverted axis names its ends the other way round
             self.set_params(subs=(1, 2, 5) if high > 3*low else range(1, 10))
             return super().tick_values(low, high)

@@ -67,6 +67,7 @@ def _search(settings: dict, plan: list[dict], out: Path, done: int, workers: int
     from lotterybook.tickets.stacked_replicates import stacked_search
     steps = step_file(out)
     def announce():
+        "Say how many runs begin, and count their steps from 0."
         if done == len(plan): return
         print(f'{len(plan)} runs of {settings["steps"]:,} steps, {done} of them done; '
               f'{"stacked" if stack else f"{workers} at a time"}.', flush=True)

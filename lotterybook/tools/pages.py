@@ -244,6 +244,7 @@ def source_fingerprint(
     ("A short name for what `files` say: "
      "the sources of a notebook's cells (not its outputs), the text of a module.")
     def says(file):
+        "What is in a file; of a notebook, its cells without their outputs."
         if file.suffix != '.ipynb': return file.read_text(encoding='utf-8')
         return [(o['cell_type'], _source(o), o['metadata'].get('tags', []))
                 for o in page_cells(file)]

@@ -134,6 +134,7 @@ class _Files:
     def moved(self, text, origin, place):
         "Markdown from the folder `origin` of the book, its links as a page in `place` needs them."
         def move(match):
+            "A link, as it must be written in the other place."
             path = os.path.normpath(Path(origin)/unquote(match[2]))
             new  = self._new(path, Path(os.path.normpath(self.book/path)))
             if match[1] == 'href="': new = re.sub(r'\.(ipynb|md)$', '.html', new)  # HTML is left alone
